@@ -1,0 +1,339 @@
+"""The base of every search space."""
+
+import hashlib
+import itertools
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces.architecture import Architecture, InvalidArchitectureError
+from search_spaces.choice import Candidate, Choice
+from search_spaces.slicing import TensorRule
+
+__all__ = ["SearchSpace"]
+
+
+class SearchSpace(ABC):
+    """A finite set of architectures and the recipe that builds each as a plain, static module.
+
+    A subclass gives ``choices``, :meth:`build` and :meth:`inputs`, and :meth:`rules` where a prefix is the wrong slice
+    of a tensor. Everything else follows: validity, sampling, neighbours, crossover, size and encoding. Spaces are
+    immutable and hold no weights, so one instance serves any number of supernets, controllers and threads.
+
+    Randomness comes only through the generator that is passed in.
+    """
+
+    choices: tuple[Choice, ...]
+
+    @abstractmethod
+    def build(self, architecture: Architecture) -> nn.Module:
+        """Return a new static module for ``architecture``.
+
+        Called under ``torch.device("meta")``, under :func:`search_spaces.skeleton` (parameters uninitialised) and for
+        real; it must have no side effect but the consumption of torch's global random state by initialisers.
+        """
+
+    @abstractmethod
+    def inputs(
+        self, architecture: Architecture, batch_size: int = 1
+    ) -> tuple[Tensor, ...]:
+        """Return example inputs (zeros, on the current default device) for the module of ``architecture``."""
+
+    def rules(self) -> Mapping[str, TensorRule]:
+        """Return slicing rules by glob over tensor names; the first match wins. Default: none, all prefixes."""
+        return {}
+
+    def bitwidths(self, architecture: Architecture) -> Mapping[str, tuple[int, int]]:
+        """Return module name -> (weight bits, activation bits); modules left out stay in full precision."""
+        del architecture
+        return {}
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity of the space: 16 hexadecimal digits over its class and choices, equal in every process."""
+        choices = [
+            [c.name, list(c.candidates), c.kind, c.requires] for c in self.choices
+        ]
+        text = json.dumps([type(self).__name__, choices])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Choice]:
+        names = [c.name for c in self.choices]
+        if len(set(names)) < len(names):
+            raise ValueError(f"choices must have distinct names, got {names}")
+        known: dict[str, Choice] = {}
+        for choice in self.choices:
+            if choice.requires is not None:
+                parent = known.get(choice.requires[0])
+                if parent is None or parent.kind != "ordinal":
+                    raise ValueError(
+                        f"choice {choice.name!r} requires {choice.requires[0]!r}, which must be an ordinal choice "
+                        "listed before it"
+                    )
+            known[choice.name] = choice
+        return known
+
+    def choice(self, name: str) -> Choice:
+        """Return the choice called ``name``.
+
+        Raises:
+            InvalidArchitectureError: the space has no such choice.
+        """
+        if name not in self._by_name:
+            raise InvalidArchitectureError(
+                f"this space has no choice {name!r}; it has {sorted(self._by_name)}"
+            )
+        return self._by_name[name]
+
+    @staticmethod
+    def _active(choice: Choice, values: Mapping[str, Candidate]) -> bool:
+        if choice.requires is None:
+            return True
+        parent, minimum = choice.requires
+        value = values.get(parent)
+        return isinstance(value, int | float) and value >= minimum
+
+    def architecture(self, values: Mapping[str, Candidate]) -> Architecture:
+        """Validate ``values`` and return them in canonical form, without inactive choices.
+
+        Inactive choices may be given (they are checked, then dropped) or left out.
+
+        Raises:
+            InvalidArchitectureError: a choice is unknown, missing, or has a value that is not a candidate.
+        """
+        problems = [
+            f"architecture[{name!r}] is not a choice of this space; choices are {sorted(self._by_name)}"
+            for name in values
+            if name not in self._by_name
+        ]
+        canonical: dict[str, Candidate] = {}
+        for name, choice in self._by_name.items():
+            active = self._active(choice, canonical)
+            if name not in values:
+                if active:
+                    problems.append(
+                        f"architecture[{name!r}] is missing; candidates are {choice.candidates}"
+                    )
+                continue
+            try:
+                candidate = choice.candidates[choice.index(values[name])]
+            except ValueError as error:
+                problems.append(str(error))
+                continue
+            if active:
+                canonical[name] = candidate
+        if problems:
+            raise InvalidArchitectureError("; ".join(problems))
+        return Architecture(canonical)
+
+    def contains(self, architecture: Mapping[str, Candidate]) -> bool:
+        """Return whether ``architecture`` is valid here and already in canonical form."""
+        try:
+            return self.architecture(architecture) == Architecture(architecture)
+        except InvalidArchitectureError:
+            return False
+
+    def _pick(self, indices: Mapping[str, int]) -> Architecture:
+        values: dict[str, Candidate] = {}
+        for name, choice in self._by_name.items():
+            if self._active(choice, values):
+                values[name] = choice.candidates[indices[name]]
+        return Architecture(values)
+
+    def smallest(self) -> Architecture:
+        """Return the architecture of every choice's first candidate."""
+        return self._pick(dict.fromkeys(self._by_name, 0))
+
+    def largest(self) -> Architecture:
+        """Return the architecture of every choice's last candidate; a supernet stores weights of this build."""
+        return self._pick(
+            {name: choice.size - 1 for name, choice in self._by_name.items()}
+        )
+
+    def sample(self, generator: torch.Generator) -> Architecture:
+        """Draw every choice uniformly and independently, then drop the inactive ones."""
+        sizes = [choice.size for choice in self._by_name.values()]
+        draws = (
+            (
+                torch.rand(len(sizes), generator=generator, dtype=torch.float64)
+                * torch.tensor(sizes)
+            )
+            .long()
+            .tolist()
+        )
+        return self._pick(dict(zip(self._by_name, draws, strict=True)))
+
+    def _complete(
+        self, architecture: Architecture, generator: torch.Generator | None = None
+    ) -> dict[str, int]:
+        """Index of every choice, active or not; inactive ones are drawn, or smallest without a generator."""
+        filler = (
+            self.sample_indices(generator)
+            if generator is not None
+            else dict.fromkeys(self._by_name, 0)
+        )
+        known = {
+            name: self._by_name[name].index(value)
+            for name, value in architecture.items()
+        }
+        return filler | known
+
+    def sample_indices(self, generator: torch.Generator) -> dict[str, int]:
+        """Draw the position of a candidate for every choice, inactive ones included."""
+        return {
+            name: int(torch.randint(choice.size, (), generator=generator))
+            for name, choice in self._by_name.items()
+        }
+
+    def neighbours(self, architecture: Architecture) -> Iterator[Architecture]:
+        """Yield every architecture that differs in the value of one active choice.
+
+        Choices that become active take their smallest candidate; the result never repeats and never is the input.
+        """
+        base = self._complete(architecture)
+        seen = {architecture}
+        for name in architecture:
+            for index in range(self._by_name[name].size):
+                other = self._pick(base | {name: index})
+                if other not in seen:
+                    seen.add(other)
+                    yield other
+
+    def mutate(
+        self,
+        architecture: Architecture,
+        generator: torch.Generator,
+        probability: float | None = None,
+    ) -> Architecture:
+        """Redraw each choice with ``probability`` (default: one over the number of choices), at least one changing.
+
+        In a space of a single architecture the input comes back.
+        """
+        if self.size() == 1:
+            return architecture
+        probability = 1 / len(self.choices) if probability is None else probability
+        while True:
+            indices = self._complete(architecture, generator)
+            flips = torch.rand(len(self._by_name), generator=generator) < probability
+            if not bool(flips.any()):
+                flips[int(torch.randint(len(flips), (), generator=generator))] = True
+            fresh = self.sample_indices(generator)
+            mutated = self._pick(
+                {
+                    n: fresh[n] if flip else indices[n]
+                    for n, flip in zip(self._by_name, flips.tolist(), strict=True)
+                }
+            )
+            if mutated != architecture:
+                return mutated
+
+    def crossover(
+        self, first: Architecture, second: Architecture, generator: torch.Generator
+    ) -> Architecture:
+        """Take each choice from either parent with equal probability (uniform crossover)."""
+        parents = self._complete(first, generator), self._complete(second, generator)
+        for (
+            name
+        ) in self._by_name:  # a choice only one parent has comes from that parent
+            for mine, other, parent in ((0, 1, first), (1, 0, second)):
+                if name not in parent:
+                    parents[mine][name] = parents[other][name]
+        picks = torch.randint(2, (len(self._by_name),), generator=generator).tolist()
+        return self._pick(
+            {n: parents[pick][n] for n, pick in zip(self._by_name, picks, strict=True)}
+        )
+
+    def size(self) -> int:
+        """Return the number of distinct (canonical) architectures."""
+        return self._size
+
+    @cached_property
+    def _size(self) -> int:
+        children: dict[str | None, list[Choice]] = {}
+        for choice in self._by_name.values():
+            children.setdefault(
+                choice.requires[0] if choice.requires else None, []
+            ).append(choice)
+
+        def ways(choice: Choice) -> int:
+            total = 0
+            for value in choice.candidates:
+                present = [
+                    c
+                    for c in children.get(choice.name, ())
+                    if self._active(c, {choice.name: value})
+                ]
+                total += math.prod(ways(c) for c in present)
+            return total
+
+        return math.prod(ways(choice) for choice in children.get(None, ()))
+
+    def architectures(self) -> Iterator[Architecture]:
+        """Yield every distinct architecture once, smallest first; meant for small spaces."""
+
+        def extend(
+            values: dict[str, Candidate], rest: Sequence[Choice]
+        ) -> Iterator[Architecture]:
+            if not rest:
+                yield Architecture(values)
+                return
+            choice, *others = rest
+            if not self._active(choice, values):
+                yield from extend(values, others)
+                return
+            for candidate in choice.candidates:
+                yield from extend(values | {choice.name: candidate}, others)
+
+        yield from extend({}, tuple(self._by_name.values()))
+
+    def encode(self, architecture: Architecture) -> Tensor:
+        """Return the architecture as numbers for predictors and routers.
+
+        Each ordinal choice gives one number, ``(v - min) / (max - min)``; each categorical choice a one-hot vector;
+        each conditional choice one more number, 1 where it is present. Absent choices are all zeros, so distinct
+        architectures have distinct encodings.
+
+        Returns:
+            ``(D,)`` float32 in [0, 1].
+        """
+        parts: list[float] = []
+        for name, choice in self._by_name.items():
+            value = architecture.get(name)
+            if choice.kind == "categorical":
+                hot = -1 if value is None else choice.index(value)
+                parts.extend(float(position == hot) for position in range(choice.size))
+            else:
+                low, high = (
+                    float(c) for c in (choice.candidates[0], choice.candidates[-1])
+                )
+                parts.append(
+                    0.0
+                    if value is None or high == low
+                    else (float(value) - low) / (high - low)
+                )
+            if choice.requires is not None:
+                parts.append(float(value is not None))
+        return torch.tensor(parts, dtype=torch.float32)
+
+    def probes(self) -> Iterator[Architecture]:
+        """Yield architectures that between them shrink every choice: smallest, largest, and each choice alone.
+
+        Used to check at construction that weights of the largest build cover the whole space.
+        """
+        top = {name: choice.size - 1 for name, choice in self._by_name.items()}
+        alone = (
+            self._pick(top | {name: index})
+            for name, c in self._by_name.items()
+            for index in range(c.size - 1)
+        )
+        seen: set[Architecture] = set()
+        for candidate in itertools.chain((self.largest(), self.smallest()), alone):
+            if candidate not in seen:
+                seen.add(candidate)
+                yield candidate

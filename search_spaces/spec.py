@@ -1,0 +1,137 @@
+"""Objects as ``class_path`` / ``init_args`` trees, the form in which YAML and checkpoints name them.
+
+Every configurable class keeps each constructor argument as an attribute of the same name; that is all it takes to
+describe an object and to build it again, with no registry and no pickle.
+"""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+__all__ = ["construct", "describe", "import_path"]
+
+
+def import_path(target: Any) -> str:
+    """Return ``"package.module.Name"`` of a class or function, the shortest package that exports it.
+
+    Raises:
+        ValueError: the target cannot be imported by name (a lambda, a local function, something in ``__main__``).
+    """
+    module, name = target.__module__, target.__qualname__
+    if module == "__main__" or "<" in name:
+        raise ValueError(
+            f"{module}.{name} cannot be imported by name, so a checkpoint could not refer to it; "
+            "move it to the top level of a module"
+        )
+    package = module.partition(".")[0]
+    if getattr(importlib.import_module(package), name, None) is target:
+        return f"{package}.{name}"
+    return f"{module}.{name}"
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    while module:
+        try:
+            return functools.reduce(
+                getattr, name.split("."), importlib.import_module(module)
+            )
+        except ModuleNotFoundError as error:
+            if error.name is None or not module.startswith(error.name):
+                raise
+            module, _, head = module.rpartition(".")
+            name = f"{head}.{name}"
+        except AttributeError as error:
+            raise ValueError(f"class_path {path!r}: {error}") from error
+    raise ValueError(
+        f"class_path {path!r} cannot be imported; is its module installed and on the path?"
+    )
+
+
+def describe(value: Any, *, exclude: Sequence[str] = ()) -> Any:
+    """Return ``value`` as a tree of JSON types, classes and functions by import path.
+
+    Args:
+        value: a scalar, a list, a mapping, a class or function, or an object that follows the convention above.
+        exclude: constructor arguments of ``value`` to leave out, e.g. the space a weight source was given.
+
+    Raises:
+        ValueError: something in the tree has no import path or does not keep its constructor arguments.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    if inspect.isclass(value) or inspect.isfunction(value) or inspect.isbuiltin(value):
+        return import_path(value)
+    if inspect.ismethod(value) and inspect.isclass(value.__self__):
+        return f"{import_path(value.__self__)}.{value.__name__}"
+    if isinstance(value, functools.partial):
+        if value.args:
+            raise ValueError(
+                f"{value!r}: only keyword arguments of a partial can be described"
+            )
+        return {
+            "class_path": describe(value.func),
+            "init_args": describe(value.keywords),
+        }
+    kind = type(value)
+    names = [
+        p.name
+        for p in inspect.signature(kind).parameters.values()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in exclude
+    ]
+    missing = [name for name in names if not hasattr(value, name)]
+    if missing:
+        raise ValueError(
+            f"{import_path(kind)} must keep its constructor arguments as attributes; missing {missing}"
+        )
+    arguments = {name: describe(getattr(value, name)) for name in names}
+    return {"class_path": import_path(kind), "init_args": arguments}
+
+
+def construct(tree: Any, expected: type | None = None, **extra: Any) -> Any:
+    """Build what :func:`describe` returned.
+
+    Args:
+        tree: the tree; anything that is not a ``class_path`` mapping or a container is returned as it is.
+        expected: class of which the outermost object must be an instance.
+        extra: keyword arguments added to the outermost constructor, e.g. ``space=...`` for a weight source.
+
+    Raises:
+        ValueError: a path cannot be imported, an argument does not fit, or the result is of another class.
+    """
+    if (
+        isinstance(tree, Mapping)
+        and "class_path" in tree
+        and tree.keys() <= {"class_path", "init_args"}
+    ):
+        target: Callable[..., Any] = _load(tree["class_path"])
+        if expected is not None and not (
+            inspect.isclass(target) and issubclass(target, expected)
+        ):
+            raise ValueError(
+                f"class_path {tree['class_path']!r} must name a subclass of {expected.__name__}"
+            )
+        arguments = {
+            name: construct(item)
+            for name, item in (tree.get("init_args") or {}).items()
+        }
+        try:
+            inspect.signature(target).bind(**arguments, **extra)
+        except TypeError as error:
+            raise ValueError(f"init_args of {tree['class_path']!r}: {error}") from error
+        return target(**arguments, **extra)
+    if expected is not None:
+        raise ValueError(
+            f"expected a mapping with class_path and init_args for a {expected.__name__}, got {tree!r}"
+        )
+    if isinstance(tree, Mapping):
+        return {key: construct(item) for key, item in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [construct(item) for item in tree]
+    return tree
