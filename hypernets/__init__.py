@@ -1,0 +1,1 @@
+"""Hypernetworks: the home of weight generators; none ship yet."""
