@@ -2,6 +2,7 @@
 
 from search_spaces.architecture import Architecture, InvalidArchitectureError
 from search_spaces.choice import Candidate, Choice
+from search_spaces.mlp import MLPSpace
 from search_spaces.seeding import derive_seed
 from search_spaces.skeleton import fill, skeleton
 from search_spaces.slicing import (
@@ -19,6 +20,7 @@ __all__ = [
     "Candidate",
     "Choice",
     "InvalidArchitectureError",
+    "MLPSpace",
     "SearchSpace",
     "SlicePlan",
     "Slicer",
