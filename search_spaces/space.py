@@ -156,6 +156,10 @@ class SearchSpace(ABC):
             {name: choice.size - 1 for name, choice in self._by_name.items()}
         )
 
+    def middle(self) -> Architecture:
+        """Return the architecture of every choice's middle candidate (the lower one of two)."""
+        return self._pick({name: (choice.size - 1) // 2 for name, choice in self._by_name.items()})
+
     def sample(self, generator: torch.Generator) -> Architecture:
         """Draw every choice uniformly and independently, then drop the inactive ones."""
         sizes = [choice.size for choice in self._by_name.values()]
