@@ -2,6 +2,7 @@
 
 from search_spaces.architecture import Architecture, InvalidArchitectureError
 from search_spaces.choice import Candidate, Choice
+from search_spaces.convnet import ConvNetSpace, Head, Stage, Stem, mobilenet_v3_space
 from search_spaces.mlp import MLPSpace
 from search_spaces.seeding import derive_seed
 from search_spaces.skeleton import fill, skeleton
@@ -19,12 +20,16 @@ __all__ = [
     "Architecture",
     "Candidate",
     "Choice",
+    "ConvNetSpace",
+    "Head",
     "InvalidArchitectureError",
     "MLPSpace",
     "SearchSpace",
     "SlicePlan",
     "Slicer",
     "SlicingError",
+    "Stage",
+    "Stem",
     "TensorRule",
     "TensorSlice",
     "construct",
@@ -32,5 +37,6 @@ __all__ = [
     "describe",
     "fill",
     "import_path",
+    "mobilenet_v3_space",
     "skeleton",
 ]

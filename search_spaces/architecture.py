@@ -62,9 +62,7 @@ class Architecture(Mapping[str, Candidate]):
         """
         value = self._values.get(name)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise InvalidArchitectureError(
-                f"architecture[{name!r}] must be an integer, got {value!r}"
-            )
+            raise InvalidArchitectureError(f"architecture[{name!r}] must be an integer, got {value!r}")
         return value
 
     def to_json(self) -> str:
@@ -81,13 +79,7 @@ class Architecture(Mapping[str, Candidate]):
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
-            raise InvalidArchitectureError(
-                f"an architecture must be a JSON object, got {text[:80]!r}"
-            ) from error
-        if not isinstance(values, dict) or not all(
-            isinstance(v, bool | int | float | str) for v in values.values()
-        ):
-            raise InvalidArchitectureError(
-                f"an architecture must be a JSON object of scalars, got {text[:80]!r}"
-            )
+            raise InvalidArchitectureError(f"an architecture must be a JSON object, got {text[:80]!r}") from error
+        if not isinstance(values, dict) or not all(isinstance(v, bool | int | float | str) for v in values.values()):
+            raise InvalidArchitectureError(f"an architecture must be a JSON object of scalars, got {text[:80]!r}")
         return cls(values)

@@ -35,23 +35,13 @@ class Choice:
         if not self.name:
             raise ValueError("a choice needs a non-empty name")
         if not self.candidates:
-            raise ValueError(
-                f"choice {self.name!r} needs at least one candidate, got none"
-            )
+            raise ValueError(f"choice {self.name!r} needs at least one candidate, got none")
         if len({(type(c), c) for c in self.candidates}) < len(self.candidates):
-            raise ValueError(
-                f"choice {self.name!r}: candidates must be distinct, got {self.candidates}"
-            )
+            raise ValueError(f"choice {self.name!r}: candidates must be distinct, got {self.candidates}")
         if self.kind not in ("categorical", "ordinal"):
-            raise ValueError(
-                f"choice {self.name!r}: kind must be 'categorical' or 'ordinal', got {self.kind!r}"
-            )
+            raise ValueError(f"choice {self.name!r}: kind must be 'categorical' or 'ordinal', got {self.kind!r}")
         if self.kind == "ordinal":
-            numbers = [
-                c
-                for c in self.candidates
-                if isinstance(c, int | float) and not isinstance(c, bool)
-            ]
+            numbers = [c for c in self.candidates if isinstance(c, int | float) and not isinstance(c, bool)]
             if len(numbers) < len(self.candidates) or numbers != sorted(numbers):
                 raise ValueError(
                     f"choice {self.name!r}: ordinal candidates must be ascending numbers, got {self.candidates}; "
@@ -66,9 +56,7 @@ class Choice:
             ValueError: ``step < 1`` or ``low > high``.
         """
         if step < 1 or low > high:
-            raise ValueError(
-                f"choice {name!r}: low <= high and step >= 1 must hold, got {low=}, {high=}, {step=}"
-            )
+            raise ValueError(f"choice {name!r}: low <= high and step >= 1 must hold, got {low=}, {high=}, {step=}")
         return cls(name, tuple(range(low, high + 1, step)))
 
     @classmethod
@@ -94,15 +82,9 @@ class Choice:
                 )
             return cls.integer(name, **given)
         if not isinstance(given, list | tuple):
-            raise ValueError(  # noqa: TRY004 - users see one kind of error for a bad choice
-                f"choice {name!r} must be a list of candidates, e.g. [8, 16, 32], got {given!r}"
-            )
-        numeric = all(
-            isinstance(c, int | float) and not isinstance(c, bool) for c in given
-        )
-        ordinal = numeric and list(given) == sorted(
-            c for c in given if not isinstance(c, str)
-        )
+            raise ValueError(f"choice {name!r} must be a list of candidates, e.g. [8, 16, 32], got {given!r}")
+        numeric = all(isinstance(c, int | float) and not isinstance(c, bool) for c in given)
+        ordinal = numeric and list(given) == sorted(c for c in given if not isinstance(c, str))
         return cls(name, tuple(given), "ordinal" if ordinal else "categorical")
 
     @property
@@ -117,10 +99,6 @@ class Choice:
             ValueError: ``value`` is not a candidate.
         """
         for position, candidate in enumerate(self.candidates):
-            if candidate == value and isinstance(candidate, bool) == isinstance(
-                value, bool
-            ):
+            if candidate == value and isinstance(candidate, bool) == isinstance(value, bool):
                 return position
-        raise ValueError(
-            f"architecture[{self.name!r}] must be one of {self.candidates}, got {value!r}"
-        )
+        raise ValueError(f"architecture[{self.name!r}] must be one of {self.candidates}, got {value!r}")

@@ -65,10 +65,7 @@ class MLPSpace(SearchSpace):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         self.choices = (
             Choice("depth", self.depths),
-            *(
-                Choice(f"layer{i}.width", self.widths, requires=("depth", i))
-                for i in range(1, max(self.depths) + 1)
-            ),
+            *(Choice(f"layer{i}.width", self.widths, requires=("depth", i)) for i in range(1, max(self.depths) + 1)),
         )
 
     def build(self, architecture: Architecture) -> nn.Module:

@@ -13,7 +13,5 @@ def derive_seed(*parts: int | str) -> int:
     >>> derive_seed(1, 23) == derive_seed(12, 3)
     False
     """
-    digest = hashlib.sha256(
-        "\x1f".join(f"{type(part).__name__}:{part}" for part in parts).encode()
-    ).digest()
+    digest = hashlib.sha256("\x1f".join(f"{type(part).__name__}:{part}" for part in parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

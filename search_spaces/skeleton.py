@@ -30,11 +30,7 @@ class _SkipInitialisers(TorchFunctionMode):
             target = args[0] if args else kwargs.get("tensor")
             if isinstance(target, nn.Parameter):
                 name = func.__name__
-                if (
-                    name.endswith("_")
-                    and not name.endswith("__")
-                    and name != "requires_grad_"
-                ):
+                if name.endswith("_") and not name.endswith("__") and name != "requires_grad_":
                     return target
         return func(*args, **(kwargs or {}))
 
@@ -71,9 +67,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
         start = f"{prefix}." if prefix else ""
         for owner, trainable in ((child._parameters, True), (child._buffers, False)):
             for leaf, current in owner.items():
-                if current is None or (
-                    not trainable and leaf in child._non_persistent_buffers_set
-                ):
+                if current is None or (not trainable and leaf in child._non_persistent_buffers_set):
                     continue
                 given = tensors.get(start + leaf)
                 if given is None:
@@ -81,9 +75,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
                     continue
                 used += 1
                 if given.shape != current.shape:
-                    problems.append(
-                        f"{start + leaf}: expected {tuple(current.shape)}, got {tuple(given.shape)}"
-                    )
+                    problems.append(f"{start + leaf}: expected {tuple(current.shape)}, got {tuple(given.shape)}")
                 places.append((owner, leaf, given, trainable))
     if used < len(tensors):
         known = module.state_dict(keep_vars=True).keys()

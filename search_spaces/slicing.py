@@ -41,9 +41,7 @@ class TensorRule:
     def __post_init__(self) -> None:
         for dim, count in self.blocks.items():
             if dim < 0 or count < 1:
-                raise ValueError(
-                    f"TensorRule.blocks maps dimension >= 0 to count >= 1, got {{{dim}: {count}}}"
-                )
+                raise ValueError(f"TensorRule.blocks maps dimension >= 0 to count >= 1, got {{{dim}: {count}}}")
         for dim, crop in self.crop.items():
             if dim < 0 or crop not in ("prefix", "center"):
                 raise ValueError(
@@ -79,9 +77,7 @@ class TensorSlice:
                 tensor = tensor.narrow(dim, start, length)
             else:
                 head, tail = tensor.shape[:dim], tensor.shape[dim + 1 :]
-                parts = tensor.reshape(*head, blocks, -1, *tail).narrow(
-                    dim + 1, start, length
-                )
+                parts = tensor.reshape(*head, blocks, -1, *tail).narrow(dim + 1, start, length)
                 tensor = parts.reshape(*head, blocks * length, *tail)
         return tensor
 
@@ -121,9 +117,7 @@ class _Site:
     suspect: str
 
 
-def _layer_defaults(
-    layer: nn.Module, leaf: str, ndim: int
-) -> tuple[dict[int, int], dict[int, str]]:
+def _layer_defaults(layer: nn.Module, leaf: str, ndim: int) -> tuple[dict[int, int], dict[int, str]]:
     """Blocks and crops that follow from the kind of layer that owns the tensor."""
     if isinstance(layer, nn.modules.conv._ConvNd) and leaf == "weight":
         return {}, dict.fromkeys(range(2, ndim), "center")
@@ -138,11 +132,7 @@ def _layer_defaults(
 
 def _suspicion(layer: nn.Module, name: str, leaf: str) -> str:
     """Why a plain prefix of dimension 0 would be wrong here, with the rule that would help; empty if it is fine."""
-    if (
-        isinstance(layer, nn.modules.conv._ConvNd)
-        and layer.groups > 1
-        and leaf in ("weight", "bias")
-    ):
+    if isinstance(layer, nn.modules.conv._ConvNd) and layer.groups > 1 and leaf in ("weight", "bias"):
         return (
             f"it belongs to a convolution of {layer.groups} groups, whose groups shrink each by themselves; "
             f"give TensorRule(blocks={{0: {layer.groups}}}), and the same for the channels that feed it"
@@ -171,9 +161,7 @@ class Slicer:
     """
 
     def __init__(self, largest: nn.Module, rules: Mapping[str, TensorRule]) -> None:
-        self._rules = tuple(
-            (re.compile(translate(glob)), glob, rule) for glob, rule in rules.items()
-        )
+        self._rules = tuple((re.compile(translate(glob)), glob, rule) for glob, rule in rules.items())
         self._sites: dict[str, _Site] = {}
         self._matched: dict[str, TensorRule | None] = {}
         first: dict[int, str] = {}
@@ -186,15 +174,9 @@ class Slicer:
                 source = first.setdefault(id(parameter), name)
                 shape = tuple(parameter.shape)
                 blocks, crop = _layer_defaults(layer, leaf, parameter.ndim)
-                self._sites[name] = _Site(
-                    source, shape, blocks, crop, _suspicion(layer, name, leaf)
-                )
+                self._sites[name] = _Site(source, shape, blocks, crop, _suspicion(layer, name, leaf))
                 self.shapes.setdefault(source, shape)
-        unmatched = [
-            g
-            for pattern, g, rule in self._rules
-            if not any(pattern.match(n) for n in self._sites)
-        ]
+        unmatched = [g for pattern, g, rule in self._rules if not any(pattern.match(n) for n in self._sites)]
         if unmatched:
             raise SlicingError(
                 f"rules {unmatched} match no tensor of the largest build; tensors are {sorted(self._sites)[:20]} ..."
@@ -202,9 +184,7 @@ class Slicer:
 
     def _rule(self, name: str) -> TensorRule | None:
         if name not in self._matched:
-            self._matched[name] = next(
-                (rule for pattern, _, rule in self._rules if pattern.match(name)), None
-            )
+            self._matched[name] = next((rule for pattern, _, rule in self._rules if pattern.match(name)), None)
         return self._matched[name]
 
     def plan(self, module: nn.Module, architecture: Architecture) -> SlicePlan:
@@ -228,29 +208,18 @@ class Slicer:
                     continue
                 name = start + leaf
                 try:
-                    slices.append(
-                        self._slice(name, tuple(parameter.shape), architecture)
-                    )
+                    slices.append(self._slice(name, tuple(parameter.shape), architecture))
                 except SlicingError as error:
                     problems.append(str(error))
         if problems:
-            raise SlicingError(
-                f"cannot cut {architecture} from the largest build: "
-                + "; ".join(problems)
-            )
+            raise SlicingError(f"cannot cut {architecture} from the largest build: " + "; ".join(problems))
         return SlicePlan(tuple(slices))
 
-    def _slice(
-        self, name: str, shape: tuple[int, ...], architecture: Architecture
-    ) -> TensorSlice:
+    def _slice(self, name: str, shape: tuple[int, ...], architecture: Architecture) -> TensorSlice:
         rule = self._rule(name)
         wanted = name
         if rule is not None and rule.source is not None:
-            wanted = (
-                rule.source
-                if isinstance(rule.source, str)
-                else rule.source(architecture, name)
-            )
+            wanted = rule.source if isinstance(rule.source, str) else rule.source(architecture, name)
         site = self._sites.get(wanted)
         if site is None:
             raise SlicingError(
@@ -274,39 +243,22 @@ class Slicer:
                     f"tensor {name!r} is {shape} but {site.shape} in the largest build: dimension {dim} is larger "
                     "than the largest; order the candidates so that the last one builds the largest tensors"
                 )
-            blocks = (
-                rule.blocks[dim]
-                if rule is not None and ruled
-                else site.blocks.get(dim, 1)
-            )
+            blocks = rule.blocks[dim] if rule is not None and ruled else site.blocks.get(dim, 1)
             if small % blocks or large % blocks:
                 raise SlicingError(
                     f"tensor {name!r}: dimension {dim} ({small} of {large}) does not divide into {blocks} blocks; "
                     "correct TensorRule(blocks=...) or the candidates"
                 )
-            if (
-                dim == 0
-                and not ruled
-                and site.suspect
-                and self._needs_rule(site, shape)
-            ):
-                raise SlicingError(
-                    f"tensor {name!r} cannot be cut by prefix: {site.suspect}"
-                )
-            crop = (
-                rule.crop[dim]
-                if rule is not None and dim in rule.crop
-                else site.crop.get(dim, "prefix")
-            )
+            if dim == 0 and not ruled and site.suspect and self._needs_rule(site, shape):
+                raise SlicingError(f"tensor {name!r} cannot be cut by prefix: {site.suspect}")
+            crop = rule.crop[dim] if rule is not None and dim in rule.crop else site.crop.get(dim, "prefix")
             small, large = small // blocks, large // blocks
             if crop == "center" and (large - small) % 2:
                 raise SlicingError(
                     f"tensor {name!r}: a centre crop of dimension {dim} from {large} to {small} is off by half; use "
                     "kernel sizes that are all odd or all even"
                 )
-            cuts.append(
-                (dim, (large - small) // 2 if crop == "center" else 0, small, blocks)
-            )
+            cuts.append((dim, (large - small) // 2 if crop == "center" else 0, small, blocks))
         return TensorSlice(name, site.source, shape, tuple(cuts))
 
     @staticmethod
@@ -314,6 +266,4 @@ class Slicer:
         """A grouped convolution is safe to cut by prefix while whole groups stay as wide as they are."""
         if 0 in site.blocks:
             return False
-        return "groups" not in site.suspect or (
-            len(shape) > 1 and shape[1] != site.shape[1]
-        )
+        return "groups" not in site.suspect or (len(shape) > 1 and shape[1] != site.shape[1])

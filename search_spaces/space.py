@@ -39,9 +39,7 @@ class SearchSpace(ABC):
         """
 
     @abstractmethod
-    def inputs(
-        self, architecture: Architecture, batch_size: int = 1
-    ) -> tuple[Tensor, ...]:
+    def inputs(self, architecture: Architecture, batch_size: int = 1) -> tuple[Tensor, ...]:
         """Return example inputs (zeros, on the current default device) for the module of ``architecture``."""
 
     def rules(self) -> Mapping[str, TensorRule]:
@@ -53,12 +51,18 @@ class SearchSpace(ABC):
         del architecture
         return {}
 
+    def zero_init(self) -> tuple[str, ...]:
+        """Return globs over tensor names that the BigNAS recipe sets to zero before training.
+
+        The last norm scale of every residual block (Yu et al. 2020, arXiv 2003.11142), so that each block
+        starts as its shortcut. Default: none.
+        """
+        return ()
+
     @cached_property
     def digest(self) -> str:
         """Identity of the space: 16 hexadecimal digits over its class and choices, equal in every process."""
-        choices = [
-            [c.name, list(c.candidates), c.kind, c.requires] for c in self.choices
-        ]
+        choices = [[c.name, list(c.candidates), c.kind, c.requires] for c in self.choices]
         text = json.dumps([type(self).__name__, choices])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -86,9 +90,7 @@ class SearchSpace(ABC):
             InvalidArchitectureError: the space has no such choice.
         """
         if name not in self._by_name:
-            raise InvalidArchitectureError(
-                f"this space has no choice {name!r}; it has {sorted(self._by_name)}"
-            )
+            raise InvalidArchitectureError(f"this space has no choice {name!r}; it has {sorted(self._by_name)}")
         return self._by_name[name]
 
     @staticmethod
@@ -117,9 +119,7 @@ class SearchSpace(ABC):
             active = self._active(choice, canonical)
             if name not in values:
                 if active:
-                    problems.append(
-                        f"architecture[{name!r}] is missing; candidates are {choice.candidates}"
-                    )
+                    problems.append(f"architecture[{name!r}] is missing; candidates are {choice.candidates}")
                 continue
             try:
                 candidate = choice.candidates[choice.index(values[name])]
@@ -152,9 +152,7 @@ class SearchSpace(ABC):
 
     def largest(self) -> Architecture:
         """Return the architecture of every choice's last candidate; a supernet stores weights of this build."""
-        return self._pick(
-            {name: choice.size - 1 for name, choice in self._by_name.items()}
-        )
+        return self._pick({name: choice.size - 1 for name, choice in self._by_name.items()})
 
     def middle(self) -> Architecture:
         """Return the architecture of every choice's middle candidate (the lower one of two)."""
@@ -163,36 +161,19 @@ class SearchSpace(ABC):
     def sample(self, generator: torch.Generator) -> Architecture:
         """Draw every choice uniformly and independently, then drop the inactive ones."""
         sizes = [choice.size for choice in self._by_name.values()]
-        draws = (
-            (
-                torch.rand(len(sizes), generator=generator, dtype=torch.float64)
-                * torch.tensor(sizes)
-            )
-            .long()
-            .tolist()
-        )
+        draws = (torch.rand(len(sizes), generator=generator, dtype=torch.float64) * torch.tensor(sizes)).long().tolist()
         return self._pick(dict(zip(self._by_name, draws, strict=True)))
 
-    def _complete(
-        self, architecture: Architecture, generator: torch.Generator | None = None
-    ) -> dict[str, int]:
+    def _complete(self, architecture: Architecture, generator: torch.Generator | None = None) -> dict[str, int]:
         """Index of every choice, active or not; inactive ones are drawn, or smallest without a generator."""
-        filler = (
-            self.sample_indices(generator)
-            if generator is not None
-            else dict.fromkeys(self._by_name, 0)
-        )
-        known = {
-            name: self._by_name[name].index(value)
-            for name, value in architecture.items()
-        }
+        filler = self.sample_indices(generator) if generator is not None else dict.fromkeys(self._by_name, 0)
+        known = {name: self._by_name[name].index(value) for name, value in architecture.items()}
         return filler | known
 
     def sample_indices(self, generator: torch.Generator) -> dict[str, int]:
         """Draw the position of a candidate for every choice, inactive ones included."""
         return {
-            name: int(torch.randint(choice.size, (), generator=generator))
-            for name, choice in self._by_name.items()
+            name: int(torch.randint(choice.size, (), generator=generator)) for name, choice in self._by_name.items()
         }
 
     def neighbours(self, architecture: Architecture) -> Iterator[Architecture]:
@@ -229,29 +210,20 @@ class SearchSpace(ABC):
                 flips[int(torch.randint(len(flips), (), generator=generator))] = True
             fresh = self.sample_indices(generator)
             mutated = self._pick(
-                {
-                    n: fresh[n] if flip else indices[n]
-                    for n, flip in zip(self._by_name, flips.tolist(), strict=True)
-                }
+                {n: fresh[n] if flip else indices[n] for n, flip in zip(self._by_name, flips.tolist(), strict=True)}
             )
             if mutated != architecture:
                 return mutated
 
-    def crossover(
-        self, first: Architecture, second: Architecture, generator: torch.Generator
-    ) -> Architecture:
+    def crossover(self, first: Architecture, second: Architecture, generator: torch.Generator) -> Architecture:
         """Take each choice from either parent with equal probability (uniform crossover)."""
         parents = self._complete(first, generator), self._complete(second, generator)
-        for (
-            name
-        ) in self._by_name:  # a choice only one parent has comes from that parent
+        for name in self._by_name:  # a choice only one parent has comes from that parent
             for mine, other, parent in ((0, 1, first), (1, 0, second)):
                 if name not in parent:
                     parents[mine][name] = parents[other][name]
         picks = torch.randint(2, (len(self._by_name),), generator=generator).tolist()
-        return self._pick(
-            {n: parents[pick][n] for n, pick in zip(self._by_name, picks, strict=True)}
-        )
+        return self._pick({n: parents[pick][n] for n, pick in zip(self._by_name, picks, strict=True)})
 
     def size(self) -> int:
         """Return the number of distinct (canonical) architectures."""
@@ -261,18 +233,12 @@ class SearchSpace(ABC):
     def _size(self) -> int:
         children: dict[str | None, list[Choice]] = {}
         for choice in self._by_name.values():
-            children.setdefault(
-                choice.requires[0] if choice.requires else None, []
-            ).append(choice)
+            children.setdefault(choice.requires[0] if choice.requires else None, []).append(choice)
 
         def ways(choice: Choice) -> int:
             total = 0
             for value in choice.candidates:
-                present = [
-                    c
-                    for c in children.get(choice.name, ())
-                    if self._active(c, {choice.name: value})
-                ]
+                present = [c for c in children.get(choice.name, ()) if self._active(c, {choice.name: value})]
                 total += math.prod(ways(c) for c in present)
             return total
 
@@ -281,9 +247,7 @@ class SearchSpace(ABC):
     def architectures(self) -> Iterator[Architecture]:
         """Yield every distinct architecture once, smallest first; meant for small spaces."""
 
-        def extend(
-            values: dict[str, Candidate], rest: Sequence[Choice]
-        ) -> Iterator[Architecture]:
+        def extend(values: dict[str, Candidate], rest: Sequence[Choice]) -> Iterator[Architecture]:
             if not rest:
                 yield Architecture(values)
                 return
@@ -313,14 +277,8 @@ class SearchSpace(ABC):
                 hot = -1 if value is None else choice.index(value)
                 parts.extend(float(position == hot) for position in range(choice.size))
             else:
-                low, high = (
-                    float(c) for c in (choice.candidates[0], choice.candidates[-1])
-                )
-                parts.append(
-                    0.0
-                    if value is None or high == low
-                    else (float(value) - low) / (high - low)
-                )
+                low, high = (float(c) for c in (choice.candidates[0], choice.candidates[-1]))
+                parts.append(0.0 if value is None or high == low else (float(value) - low) / (high - low))
             if choice.requires is not None:
                 parts.append(float(value is not None))
         return torch.tensor(parts, dtype=torch.float32)
@@ -331,11 +289,7 @@ class SearchSpace(ABC):
         Used to check at construction that weights of the largest build cover the whole space.
         """
         top = {name: choice.size - 1 for name, choice in self._by_name.items()}
-        alone = (
-            self._pick(top | {name: index})
-            for name, c in self._by_name.items()
-            for index in range(c.size - 1)
-        )
+        alone = (self._pick(top | {name: index}) for name, c in self._by_name.items() for index in range(c.size - 1))
         seen: set[Architecture] = set()
         for candidate in itertools.chain((self.largest(), self.smallest()), alone):
             if candidate not in seen:

@@ -35,9 +35,7 @@ def _load(path: str) -> Any:
     module, _, name = path.rpartition(".")
     while module:
         try:
-            return functools.reduce(
-                getattr, name.split("."), importlib.import_module(module)
-            )
+            return functools.reduce(getattr, name.split("."), importlib.import_module(module))
         except ModuleNotFoundError as error:
             if error.name is None or not module.startswith(error.name):
                 raise
@@ -45,9 +43,7 @@ def _load(path: str) -> Any:
             name = f"{head}.{name}"
         except AttributeError as error:
             raise ValueError(f"class_path {path!r}: {error}") from error
-    raise ValueError(
-        f"class_path {path!r} cannot be imported; is its module installed and on the path?"
-    )
+    raise ValueError(f"class_path {path!r} cannot be imported; is its module installed and on the path?")
 
 
 def describe(value: Any, *, exclude: Sequence[str] = ()) -> Any:
@@ -72,9 +68,7 @@ def describe(value: Any, *, exclude: Sequence[str] = ()) -> Any:
         return f"{import_path(value.__self__)}.{value.__name__}"
     if isinstance(value, functools.partial):
         if value.args:
-            raise ValueError(
-                f"{value!r}: only keyword arguments of a partial can be described"
-            )
+            raise ValueError(f"{value!r}: only keyword arguments of a partial can be described")
         return {
             "class_path": describe(value.func),
             "init_args": describe(value.keywords),
@@ -87,9 +81,7 @@ def describe(value: Any, *, exclude: Sequence[str] = ()) -> Any:
     ]
     missing = [name for name in names if not hasattr(value, name)]
     if missing:
-        raise ValueError(
-            f"{import_path(kind)} must keep its constructor arguments as attributes; missing {missing}"
-        )
+        raise ValueError(f"{import_path(kind)} must keep its constructor arguments as attributes; missing {missing}")
     arguments = {name: describe(getattr(value, name)) for name in names}
     return {"class_path": import_path(kind), "init_args": arguments}
 
@@ -105,31 +97,18 @@ def construct(tree: Any, expected: type | None = None, **extra: Any) -> Any:
     Raises:
         ValueError: a path cannot be imported, an argument does not fit, or the result is of another class.
     """
-    if (
-        isinstance(tree, Mapping)
-        and "class_path" in tree
-        and tree.keys() <= {"class_path", "init_args"}
-    ):
+    if isinstance(tree, Mapping) and "class_path" in tree and tree.keys() <= {"class_path", "init_args"}:
         target: Callable[..., Any] = _load(tree["class_path"])
-        if expected is not None and not (
-            inspect.isclass(target) and issubclass(target, expected)
-        ):
-            raise ValueError(
-                f"class_path {tree['class_path']!r} must name a subclass of {expected.__name__}"
-            )
-        arguments = {
-            name: construct(item)
-            for name, item in (tree.get("init_args") or {}).items()
-        }
+        if expected is not None and not (inspect.isclass(target) and issubclass(target, expected)):
+            raise ValueError(f"class_path {tree['class_path']!r} must name a subclass of {expected.__name__}")
+        arguments = {name: construct(item) for name, item in (tree.get("init_args") or {}).items()}
         try:
             inspect.signature(target).bind(**arguments, **extra)
         except TypeError as error:
             raise ValueError(f"init_args of {tree['class_path']!r}: {error}") from error
         return target(**arguments, **extra)
     if expected is not None:
-        raise ValueError(
-            f"expected a mapping with class_path and init_args for a {expected.__name__}, got {tree!r}"
-        )
+        raise ValueError(f"expected a mapping with class_path and init_args for a {expected.__name__}, got {tree!r}")
     if isinstance(tree, Mapping):
         return {key: construct(item) for key, item in tree.items()}
     if isinstance(tree, list | tuple):
