@@ -1,0 +1,146 @@
+"""Supernets on disk: self-describing, never unpickled."""
+
+import json
+import pickle
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from search_spaces import SearchSpace, construct
+from supernets.card import FORMAT_VERSION, card
+from supernets.rules import SamplingRule
+from supernets.supernet import Supernet
+from supernets.tasks import Task
+from supernets.weights import WeightSource
+
+__all__ = ["CheckpointError", "CheckpointMismatchError", "load", "read_card", "save"]
+
+_WEIGHTS, _CARD = "weights.safetensors", "supernet.json"
+
+
+class CheckpointError(ValueError):
+    """A file is not a checkpoint of a supernet, or is damaged."""
+
+
+class CheckpointMismatchError(CheckpointError):
+    """A checkpoint belongs to another space or was written by an incompatible version."""
+
+
+def save(supernet: Supernet, folder: str | Path, *, data: Any = None) -> Path:
+    """Write ``weights.safetensors`` and ``supernet.json`` into a new ``folder``, all or nothing.
+
+    Args:
+        supernet: what is saved.
+        folder: replaced if it holds a saved supernet already.
+        data: see :func:`card`.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        FileExistsError: ``folder`` exists and holds something else.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / _CARD).exists():
+        raise FileExistsError(f"{folder} exists and holds no supernet; give an empty or new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        tensors = {name: value.detach().cpu().contiguous() for name, value in _unique(supernet.source).items()}
+        save_file(tensors, staging / _WEIGHTS)
+        (staging / _CARD).write_text(
+            json.dumps(card(supernet.tree(), supernet.space, supernet.source, data=data), indent=2, sort_keys=True)
+            + "\n"
+        )
+        if folder.exists():
+            shutil.rmtree(folder)
+        staging.replace(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+def _unique(source: WeightSource) -> dict[str, Tensor]:
+    """Parameters and buffers by name, tied ones once, none sharing memory with another."""
+    return {name: value.detach().clone() for name, value in (*source.named_parameters(), *source.named_buffers())}
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+    """Card and weights of a folder written by :func:`save` or of a Lightning checkpoint."""
+    if path.is_dir():
+        try:
+            return json.loads((path / _CARD).read_text()), load_file(path / _WEIGHTS)
+        except (OSError, json.JSONDecodeError, SafetensorError) as error:
+            raise CheckpointError(f"{path} is not a complete saved supernet ({error})") from error
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"checkpoint {path} does not exist; give the path that `nas fit` printed, or a models:/ address"
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read, it is damaged or truncated ({error})") from error
+    if not isinstance(checkpoint, dict) or "weightloom" not in checkpoint:
+        raise CheckpointError(f"{path} is not a checkpoint of a supernet; train one with `nas fit`")
+    prefix = "source."
+    weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    return checkpoint["weightloom"], weights
+
+
+def read_card(path: str | Path) -> dict[str, Any]:
+    """Return the card of a saved supernet or checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return _read(Path(path))[0]
+
+
+def load(path: str | Path, *, space: SearchSpace | None = None) -> Supernet:
+    """Build the supernet described in a folder written by :func:`save` or in a Lightning checkpoint.
+
+    Args:
+        path: folder or ``.ckpt`` file.
+        space: what the caller expects; ``None`` accepts any.
+
+    Raises:
+        CheckpointError: unreadable or damaged.
+        CheckpointMismatchError: of another space than ``space``, of a newer format, or the weights do not fit.
+    """
+    path = Path(path)
+    description, weights = _read(path)
+    if description["format_version"] != FORMAT_VERSION:
+        raise CheckpointMismatchError(
+            f"{path} has format version {description['format_version']}, this version reads {FORMAT_VERSION}; "
+            "use the version that wrote it"
+        )
+    if space is not None and description["space_digest"] != space.digest:
+        raise CheckpointMismatchError(
+            f"{path} was trained on space {description['space_digest']}, but the configuration gives "
+            f"{space.digest}; use the YAML it was trained with, or leave `model` out to take the checkpoint's"
+        )
+    tree = description["model"]
+    made = construct(tree["space"], SearchSpace)
+    supernet = Supernet(
+        made,
+        construct(tree["task"], Task),
+        source=lambda given: construct(tree["source"], WeightSource, space=given),
+        rule=construct(tree["rule"], SamplingRule),
+        calibration=tree["calibration"],
+        seed=tree["seed"],
+    )
+    result = supernet.source.load_state_dict(dict(weights), strict=False)
+    stored = dict(supernet.source.named_parameters())  # tied tensors count once, and buffers are not shared
+    missing = [name for name in result.missing_keys if name in stored]
+    if missing or result.unexpected_keys:
+        raise CheckpointMismatchError(
+            f"weights in {path} do not fit the supernet: missing {missing}, unexpected {result.unexpected_keys}"
+        )
+    return supernet.eval()

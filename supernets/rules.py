@@ -1,0 +1,90 @@
+"""Sampling rules: which architectures a training step sees, and what each learns from."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from search_spaces import Architecture, SearchSpace, derive_seed
+
+__all__ = ["SamplingRule", "SandwichRule", "Slot", "UniformRule"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One architecture of a training step.
+
+    Attributes:
+        architecture: what is trained.
+        role: ``"labels"`` learns from labels; ``"teacher"`` does too and its outputs teach the students after it;
+            ``"student"`` learns from the teacher alone, without regularisation (in-place distillation).
+    """
+
+    architecture: Architecture
+    role: Literal["labels", "teacher", "student"]
+
+
+class SamplingRule(ABC):
+    """Chooses the architectures of each training step.
+
+    The supernet calls :meth:`slots` once per step, trains each slot in order and adds up the gradients. The answer
+    depends on the arguments alone, so ranks, resumed runs and reruns see the same architectures.
+    """
+
+    @abstractmethod
+    def slots(self, space: SearchSpace, *, seed: int, step: int) -> Sequence[Slot]:
+        """Return the slots of training step ``step``; a teacher comes before its students."""
+
+
+def _draw(space: SearchSpace, seed: int, step: int, slot: int) -> Architecture:
+    return space.sample(torch.Generator().manual_seed(derive_seed(seed, "slot", step, slot)))
+
+
+class UniformRule(SamplingRule):
+    """Uniform sampling: ``count`` random architectures a step, each learning from labels (single-path one-shot).
+
+    Args:
+        count: architectures per step.
+
+    Raises:
+        ValueError: ``count < 1``.
+    """
+
+    def __init__(self, count: int = 1) -> None:
+        if count < 1:
+            raise ValueError(f"UniformRule.count must be >= 1, got {count}")
+        self.count = count
+
+    def slots(self, space: SearchSpace, *, seed: int, step: int) -> Sequence[Slot]:
+        """Return ``count`` independent draws."""
+        return [Slot(_draw(space, seed, step, slot), "labels") for slot in range(self.count)]
+
+
+class SandwichRule(SamplingRule):
+    """The sandwich rule with in-place distillation (Yu & Huang, arXiv 1903.05134; BigNAS, arXiv 2003.11142).
+
+    Each step trains the largest architecture on labels, then the smallest and ``n_random`` random ones on the
+    largest one's outputs.
+
+    Args:
+        n_random: random architectures per step.
+        distillation: ``False`` trains every architecture on labels instead.
+
+    Raises:
+        ValueError: ``n_random < 0``.
+    """
+
+    def __init__(self, n_random: int = 2, *, distillation: bool = True) -> None:
+        if n_random < 0:
+            raise ValueError(f"SandwichRule.n_random must be >= 0, got {n_random}")
+        self.n_random = n_random
+        self.distillation = distillation
+
+    def slots(self, space: SearchSpace, *, seed: int, step: int) -> Sequence[Slot]:
+        """Return largest, smallest, then the random architectures."""
+        role: Literal["labels", "student"] = "student" if self.distillation else "labels"
+        randoms = [Slot(_draw(space, seed, step, slot), role) for slot in range(self.n_random)]
+        first = Slot(space.largest(), "teacher" if self.distillation else "labels")
+        return [first, Slot(space.smallest(), role), *randoms]

@@ -1,0 +1,295 @@
+"""The supernet: a space, a weight source, a sampling rule and a task, trained by Lightning."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import torchmetrics
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.optim.lr_scheduler import LambdaLR
+
+from search_spaces import Architecture, SearchSpace, describe, fill
+from supernets.calibration import calibrate, calibration_batches
+from supernets.card import card
+from supernets.rules import SamplingRule, SandwichRule, Slot
+from supernets.tasks import Task
+from supernets.weights import SharedWeights, WeightSource
+
+__all__ = ["Supernet"]
+
+
+def _adamw(parameters: Iterable[Any]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-3)
+
+
+class Supernet(L.LightningModule):
+    """All architectures of a space, trained together.
+
+    Each training step asks ``rule`` for its architectures, runs each as a static module with the tensors that
+    ``source`` gives (``torch.func.functional_call``), sums the gradients and takes one optimiser step. No module is
+    ever switched from one architecture to another, so :meth:`bind` and :meth:`extract` are safe in many threads.
+
+    Batch norm uses batch statistics in training; before a subnetwork is scored its statistics are computed on
+    training batches (:func:`supernets.calibrate`), in buffers of its own. ``fit`` and ``validate`` report the smallest,
+    the middle and the largest architecture under ``val/``.
+
+    Args:
+        space: the architectures.
+        task: inputs, losses and metrics.
+        source: makes the weight source from the space.
+        rule: which architectures a step sees; default the sandwich rule.
+        optimizer: makes the optimiser; batch-norm scales and biases come as a second group without weight decay
+            unless ``decay_norms``.
+        schedule: factor on the learning rate as a function of training progress in [0, 1].
+        decay_norms: apply weight decay to norm scales and biases too.
+        clip: gradient clipping bound, none by default. (The trainer's own option cannot serve several backward
+            passes a step.)
+        clip_algorithm: ``"norm"`` or ``"value"``.
+        calibration: training batches for batch-norm statistics.
+        seed: root of the seeds of every step and slot.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        task: Task,
+        *,
+        source: Callable[[SearchSpace], WeightSource] = SharedWeights,
+        rule: SamplingRule | None = None,
+        optimizer: OptimizerCallable = _adamw,
+        schedule: Callable[[float], float] | None = None,
+        decay_norms: bool = False,
+        clip: float | None = None,
+        clip_algorithm: Literal["norm", "value"] = "norm",
+        calibration: int = 8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if calibration < 1 or (clip is not None and clip <= 0):
+            raise ValueError(f"Supernet needs calibration >= 1 and clip > 0, got {calibration=}, {clip=}")
+        self.automatic_optimization = False
+        self.space = space
+        self.task = task
+        self.source = source(space)
+        self.rule = SandwichRule() if rule is None else rule
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.decay_norms = decay_norms
+        self.clip = clip
+        self.clip_algorithm = clip_algorithm
+        self.calibration = calibration
+        self.seed = seed
+        self._anchors: dict[str, tuple[nn.Module, torchmetrics.MetricCollection]] = {}
+        self.save_hyperparameters(self.tree())
+
+    def tree(self) -> dict[str, Any]:
+        """Return what it takes to build this supernet again, as ``class_path`` / ``init_args`` trees.
+
+        The optimiser is part of a training run, not of the supernet, and is left out.
+        """
+        return {
+            "space": describe(self.space),
+            "task": describe(self.task),
+            "source": describe(self.source, exclude=("space",)),
+            "rule": describe(self.rule),
+            "calibration": self.calibration,
+            "seed": self.seed,
+        }
+
+    # Subnetworks -----------------------------------------------------------------------------------------------------
+
+    def forward(self, architecture: Architecture, *inputs: Tensor) -> Any:
+        """Return the outputs of ``architecture``, differentiable in the weight source.
+
+        Not for several threads at once in training mode of the same architecture; use :meth:`bind` to serve.
+        """
+        tensors = self.source(architecture)
+        module = self.source.skeletons.borrow(architecture, self.source.device)
+        module.train(self.training)
+        return functional_call(module, tensors, inputs, tie_weights=False)
+
+    def bind(self, architecture: Architecture) -> nn.Module:
+        """Return ``architecture`` as a module that shares storage with the weights wherever its tensors are views.
+
+        In evaluation mode, without gradients, with batch-norm buffers of its own (not yet calibrated). Treat it as
+        immutable. Any number of threads may bind and run at once while the weights are at rest.
+        """
+        with torch.no_grad():
+            tensors = self.source(architecture)
+        module = self.source.skeletons.take(architecture, self.source.device)
+        return fill(module, tensors).eval()
+
+    def extract(self, architecture: Architecture) -> nn.Module:
+        """Return ``architecture`` as a plain module of the space's own class that owns its tensors.
+
+        Needs none of our code to run, save or train. In evaluation mode, batch norm not yet calibrated.
+        """
+        with torch.no_grad():
+            tensors = self.source(architecture)
+            owned: dict[int, Tensor] = {}
+            for tensor in tensors.values():
+                if id(tensor) not in owned:
+                    owned[id(tensor)] = tensor.detach().clone(memory_format=torch.contiguous_format)
+            tensors = {name: owned[id(tensor)] for name, tensor in tensors.items()}
+        module = fill(self.source.skeletons.take(architecture, self.source.device), tensors).eval()
+        for parameter in module.parameters():
+            parameter.requires_grad_(True)
+        return module
+
+    def sample(
+        self,
+        count: int = 1,
+        constraints: Sequence[Callable[[Architecture], bool]] = (),
+        *,
+        generator: torch.Generator,
+        tries: int = 10_000,
+    ) -> list[Architecture]:
+        """Draw distinct architectures that satisfy every constraint.
+
+        Args:
+            count: how many.
+            constraints: each returns whether an architecture is acceptable.
+            generator: source of randomness.
+            tries: draws before giving up.
+
+        Raises:
+            ValueError: fewer than ``count`` were found.
+        """
+        found: dict[Architecture, None] = {}
+        for _ in range(tries):
+            if len(found) == count:
+                break
+            architecture = self.space.sample(generator)
+            if architecture not in found and all(accept(architecture) for accept in constraints):
+                found[architecture] = None
+        if len(found) < count:
+            raise ValueError(
+                f"found {len(found)} of {count} distinct architectures within the constraints in {tries} draws; "
+                "loosen the constraints, ask for fewer or raise tries"
+            )
+        return list(found)
+
+    def calibrated(self, module: nn.Module, batches: Iterable[Any]) -> nn.Module:
+        """Calibrate a bound or extracted module on task batches, in place; see :func:`supernets.calibrate`."""
+        return calibrate(module, batches, self.task.inputs)
+
+    # Training --------------------------------------------------------------------------------------------------------
+
+    def step_loss(self, slot: Slot, batch: Any, teacher: Any) -> tuple[Tensor, Any]:
+        """Return the loss of one slot and its outputs; ``teacher`` are the outputs of the step's teacher, or None."""
+        tensors = self.source(slot.architecture)
+        module = self.source.skeletons.borrow(slot.architecture, self.source.device)
+        module.train()
+        if slot.role == "student":  # only what learns from labels is regularised (BigNAS)
+            for layer in module.modules():
+                if isinstance(layer, _DropoutNd):
+                    layer.eval()
+        outputs = functional_call(module, tensors, self.task.inputs(batch), tie_weights=False)
+        if slot.role == "student":
+            return self.task.distillation(outputs, teacher), outputs
+        return self.task.loss(outputs, batch, regularise=True), outputs
+
+    def _sync(self, last: bool) -> AbstractContextManager[Any]:
+        """Let ranks exchange gradients on the last backward pass of a step alone."""
+        if last or self.trainer.world_size == 1:
+            return nullcontext()
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)  # noqa: S101 - configure_optimizers returns one
+        return optimizer.toggle_model(sync_grad=False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Train every slot of the rule and take one optimiser step on the summed gradients."""
+        del batch_idx
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        slots = self.rule.slots(self.space, seed=self.seed, step=self.global_step)
+        teacher = None
+        for position, slot in enumerate(slots):
+            with self._sync(position == len(slots) - 1):
+                loss, outputs = self.step_loss(slot, batch, teacher)
+                self.manual_backward(loss)
+            if slot.role == "teacher":
+                teacher = outputs.detach()
+            if position == 0:
+                self.log("train/loss", loss.detach(), prog_bar=True)
+        if self.clip is not None:
+            self.clip_gradients(optimizer, self.clip, self.clip_algorithm)  # type: ignore[arg-type]
+        optimizer.step()  # type: ignore[union-attr]
+        scheduler.step()  # type: ignore[union-attr]
+
+    def configure_optimizers(self) -> Any:
+        """Make the optimiser and the schedule."""
+        exempt = set()
+        if not self.decay_norms:
+            for layer in self.modules():
+                for leaf, parameter in layer._parameters.items():
+                    if parameter is not None and (leaf == "bias" or isinstance(layer, _NormBase | nn.LayerNorm)):
+                        exempt.add(parameter)
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if p not in exempt]}]
+        if exempt:
+            groups.append({"params": [p for p in self.parameters() if p in exempt], "weight_decay": 0.0})
+        optimizer = self.optimizer(groups)
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = self.schedule
+        scheduler = LambdaLR(optimizer, lambda step: 1.0 if schedule is None else schedule(min(1.0, step / total)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # Validation ------------------------------------------------------------------------------------------------------
+
+    def anchors(self) -> dict[str, Architecture]:
+        """Return the architectures that validation reports: smallest, middle and largest."""
+        return {"smallest": self.space.smallest(), "middle": self.space.middle(), "largest": self.space.largest()}
+
+    def _begin_anchors(self) -> None:
+        batches = [
+            self.transfer_batch_to_device(batch, self.device, 0)
+            for batch in calibration_batches(self.trainer.datamodule, self.calibration)  # type: ignore[attr-defined]
+        ]
+        self._anchors = {
+            name: (self.calibrated(self.bind(architecture), batches), self.task.metrics().to(self.device))
+            for name, architecture in self.anchors().items()
+        }
+
+    def _score_anchors(self, batch: Any) -> None:
+        for module, metrics in self._anchors.values():
+            self.task.update(metrics, module(*self.task.inputs(batch)), batch)
+
+    def _log_anchors(self, stage: str) -> None:
+        for name, (_, metrics) in self._anchors.items():
+            self.log_dict({f"{stage}/{name}/{key}": value for key, value in metrics.compute().items()})
+        self._anchors = {}
+
+    def on_validation_epoch_start(self) -> None:
+        """Bind and calibrate the anchors."""
+        self._begin_anchors()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Score the anchors."""
+        self._score_anchors(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the anchors' metrics."""
+        self._log_anchors("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Bind and calibrate the anchors."""
+        self._begin_anchors()
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Score the anchors."""
+        self._score_anchors(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the anchors' metrics."""
+        self._log_anchors("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what makes the checkpoint self-describing beside the hyper-parameters."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        checkpoint["weightloom"] = card(self.tree(), self.space, self.source, data=data)
