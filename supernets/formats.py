@@ -1,6 +1,7 @@
 """File formats of an exported module: how each is written and read back."""
 
 import contextlib
+import copy
 import importlib.util
 import json
 import logging
@@ -125,8 +126,6 @@ class SafetensorsFormat(Format):
 
     def read(self, module: nn.Module, path: Path) -> Loaded:
         """Return a copy of ``module`` that holds the values of the file; see :class:`Format`."""
-        import copy
-
         from safetensors.torch import load_file, load_model
 
         twin = copy.deepcopy(module)
@@ -164,7 +163,8 @@ class Pt2Format(Format):
         del module
         with _quiet():
             program = torch.export.load(path)
-            return Loaded(program.module(), sum(p.numel() for p in {id(p): p for p in program.parameters()}.values()))
+            distinct = {parameter.data_ptr(): parameter for parameter in program.parameters()}  # tied: one storage
+            return Loaded(program.module(), sum(parameter.numel() for parameter in distinct.values()))
 
 
 class OnnxFormat(Format):
