@@ -54,8 +54,8 @@ class Controller(ABC):
     - ``ask`` returns valid, distinct architectures that were neither asked before nor occur in a told trial. It
       returns fewer than wanted only when the space has no more: an empty result means *exhausted*.
     - ``ask`` changes nothing that ``tell`` has taught: asking for four at once is asking for one four times.
-    - Several asks may precede a tell, tells may come in any order and be repeated, some asked architectures may never be
-      told, and trials may be told that were never asked for (another worker's, or a user's).
+    - Several asks may precede a tell, tells may come in any order and be repeated, some asked architectures may never
+      be told, and trials may be told that were never asked for (another worker's, or a user's).
     - A trial told as ``RUNNING`` reserves its architecture and teaches nothing else. ``FAILED`` trials are never
       proposed again and teach nothing else. ``INFEASIBLE`` trials, with whatever was measured before the limit broke,
       teach where the limits lie.
