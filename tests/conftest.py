@@ -1,0 +1,39 @@
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "HF_HUB_OFFLINE": "1"}
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """No setting of the user reaches a test, and no test writes into the user's caches."""
+    for variable in [name for name in os.environ if name.startswith(("MLFLOW_", "NAS_", "OPTUNA_"))]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    caches = tmp_path_factory.mktemp("caches")
+    monkeypatch.setenv("HF_HOME", str(caches / "huggingface"))
+    return caches
+
+
+@pytest.fixture(autouse=True)
+def fixed_state() -> Iterator[None]:
+    """Every test starts from the same random state and leaves torch's global settings as it found them."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float32)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        yield
+    torch.set_default_dtype(torch.float32)
+    torch.use_deterministic_algorithms(False)
