@@ -1,21 +1,58 @@
-"""Trials: plain records, the durable store of a study, its MLflow mirror, Pareto arithmetic and executors."""
+"""Trials: plain records, the durable store of a study, its MLflow mirror, Pareto arithmetic and executors.
 
+What needs Optuna, MLflow or Lightning is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from trials.executors import Completion, Executor, ProcessExecutor, SerialExecutor
+from trials.files import OutcomeFolder, write_atomically
 from trials.limits import Limit, parse_limits
 from trials.pareto import crowding_distance, hypervolume, non_dominated, non_dominated_rank
+from trials.study import StudyMismatchError, StudySpec
 from trials.trial import Candidate, Direction, Measurement, Metric, Outcome, Trial, TrialState
+from trials.urls import redact
+
+if TYPE_CHECKING:
+    from trials.store import StoreUnavailableError, StudyNotFoundError, TrialStore
 
 __all__ = [
     "Candidate",
+    "Completion",
     "Direction",
+    "Executor",
     "Limit",
     "Measurement",
     "Metric",
     "Outcome",
+    "OutcomeFolder",
+    "ProcessExecutor",
+    "SerialExecutor",
+    "StoreUnavailableError",
+    "StudyMismatchError",
+    "StudyNotFoundError",
+    "StudySpec",
     "Trial",
     "TrialState",
+    "TrialStore",
     "crowding_distance",
     "hypervolume",
     "non_dominated",
     "non_dominated_rank",
     "parse_limits",
+    "redact",
+    "write_atomically",
 ]
+
+_LATER = {
+    "StoreUnavailableError": "trials.store",
+    "StudyNotFoundError": "trials.store",
+    "TrialStore": "trials.store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'trials' has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)

@@ -232,6 +232,22 @@ class Trial(_ReadOnlyMappings):
                 f"trial {self.number} ({self.state}) has no measurement {metric!r}; it has: {known}"
             ) from None
 
+    def outcome(self) -> Outcome:
+        """Return the outcome of a finished trial.
+
+        Raises:
+            ValueError: If the trial is still running.
+        """
+        if not self.state.finished:
+            raise ValueError(f"trial {self.number} must be finished to have an outcome, it is RUNNING")
+        return Outcome(
+            state=self.state,
+            measurements=self.measurements,
+            provenance=self.provenance,
+            error=self.error,
+            finished=self.finished,
+        )
+
     def with_outcome(self, outcome: Outcome) -> Trial:
         """Return this trial finished by ``outcome``; provenance of both is kept, the outcome's winning."""
         return replace(

@@ -1,0 +1,279 @@
+"""The rows of a study in an Optuna storage. The only file that reads or writes them.
+
+A choice is a categorical parameter, an objective a value, a broken limit is ``PRUNED`` with its constraint, a failure
+is ``FAIL``; everything else is in the attributes ``nas.*``. Optuna's own tools open such a study as they open any
+other. A row is created with one write, parameters and attributes included, where Optuna's own loop writes once per
+parameter.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage, JournalStorage, get_storage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import TrialState as RowState
+
+from trials.claims import Row, Void
+from trials.files import JournalLock
+from trials.study import StudyMismatchError, StudySpec
+from trials.trial import FORMAT_VERSION, Outcome, Trial, TrialState
+from trials.urls import redact
+
+__all__ = ["Ledger", "StoreUnavailableError", "StudyNotFoundError", "read_spec", "study_names"]
+
+_CREATION_PATIENCE_S = 2.0  # a study without a question belongs to a process that is just creating it, or died doing so
+_ROW_STATES = {
+    TrialState.RUNNING: RowState.RUNNING,
+    TrialState.COMPLETE: RowState.COMPLETE,
+    TrialState.INFEASIBLE: RowState.PRUNED,
+    TrialState.FAILED: RowState.FAIL,
+}
+
+
+class StoreUnavailableError(RuntimeError):
+    """The storage of a study cannot be opened."""
+
+
+class StudyNotFoundError(LookupError):
+    """The storage holds no study of that name."""
+
+
+class Ledger:
+    """Rows of one study: appended, closed once, never changed afterwards.
+
+    Args:
+        url: Path of a journal file, or a database URL.
+        spec: The question of the study; created when missing, compared when there.
+
+    Raises:
+        StoreUnavailableError: If the storage cannot be opened.
+        StudyMismatchError: If the study exists and asks another question.
+    """
+
+    def __init__(self, url: str, spec: StudySpec) -> None:
+        self.url = url
+        self._storage = _open_storage(url)
+        self._study_id, self.spec, self.token = _attach(self._storage, spec)
+        self._distributions = {name: CategoricalDistribution(values) for name, values in self.spec.choices.items()}
+        self._read = 0
+        self._unfinished: set[int] = set()
+
+    def append(self, trial: Trial) -> int:
+        """Add a row for a trial, running or finished, with one write.
+
+        Args:
+            trial: The trial; its number is ignored.
+
+        Returns:
+            The number of the row.
+        """
+        outcome = trial.outcome() if trial.state.finished else None
+        begin = {
+            "format_version": FORMAT_VERSION,
+            "seed": trial.seed,
+            "provenance": dict(trial.provenance),
+            "attempt": trial.attempt,
+            "worker": trial.worker,
+            "started": trial.started,
+        }
+        template = create_trial(
+            state=_ROW_STATES[trial.state],
+            values=None if outcome is None else self._values(outcome),
+            params=dict(trial.architecture),
+            distributions={name: self._distributions[name] for name in trial.architecture},
+            user_attrs={
+                "nas.arch_id": trial.arch_id,
+                "nas.begin": begin,
+                **({} if outcome is None else {"nas.outcome": outcome.to_dict()}),
+            },
+            system_attrs={} if outcome is None else self._constraints(outcome),
+        )
+        ledger_id = self._storage.create_new_trial(self._study_id, template)
+        return self._storage.get_trial(ledger_id).number
+
+    def close(self, row: Row, outcome: Outcome) -> None:
+        """Close a row with an outcome; nothing happens when another process closed it first."""
+        with _being_late_is_fine():
+            if row.outcome is None:
+                self._storage.set_trial_user_attr(row.ledger_id, "nas.outcome", outcome.to_dict())
+            for key, violation in self._constraints(outcome).items():
+                self._storage.set_trial_system_attr(row.ledger_id, key, violation)
+            self._storage.set_trial_state_values(row.ledger_id, _ROW_STATES[outcome.state], self._values(outcome))
+
+    def void(self, row: Row, reason: Void) -> None:
+        """Close a row that does not count; nothing happens when another process closed it first."""
+        with _being_late_is_fine():
+            if row.void is None:
+                self._storage.set_trial_user_attr(row.ledger_id, "nas.void", reason.value)
+            self._storage.set_trial_state_values(row.ledger_id, RowState.FAIL)
+
+    def beat(self, row: Row) -> None:
+        """Leave a sign of life on an open row."""
+        with _being_late_is_fine():
+            self._storage.set_trial_user_attr(row.ledger_id, "nas.heartbeat", time.time())
+
+    def changes(self) -> Iterator[Row]:
+        """Yield the rows that are new or were open when last read; closed ones are read once."""
+        rows = self._storage.get_all_trials(self._study_id, deepcopy=False)
+        numbers = [*sorted(self._unfinished), *range(self._read, len(rows))]
+        self._read = len(rows)
+        for number in numbers:
+            frozen = rows[number]
+            if frozen.state.is_finished():
+                self._unfinished.discard(number)
+            else:
+                self._unfinished.add(number)
+            row = _parse_row(frozen, self.spec)
+            if row is not None:
+                yield row
+
+    def note(self, key: str) -> str | None:
+        """Return a note left beside the study."""
+        value = self._storage.get_study_user_attrs(self._study_id).get(f"nas.note.{key}")
+        return None if value is None else str(value)
+
+    def set_note(self, key: str, value: str) -> None:
+        """Leave a small note beside the study; the last writer wins."""
+        self._storage.set_study_user_attr(self._study_id, f"nas.note.{key}", value)
+
+    def _values(self, outcome: Outcome) -> list[float] | None:
+        if outcome.state is not TrialState.COMPLETE:
+            return None
+        return [outcome.measurements[metric.name].value for metric in self.spec.objectives]
+
+    def _constraints(self, outcome: Outcome) -> dict[str, float]:
+        measured = outcome.measurements
+        return {
+            f"constraints:{limit.key}": limit.violation(measured[limit.metric].value)
+            for limit in self.spec.limits
+            if limit.metric in measured
+        }
+
+
+def study_names(url: str) -> tuple[str, ...]:
+    """Return the names of the studies in an existing storage.
+
+    Raises:
+        StoreUnavailableError: If the storage does not exist or cannot be opened.
+    """
+    studies = _open_storage(url, must_exist=True).get_all_studies()
+    return tuple(sorted(study.study_name for study in studies if "nas.spec" in study.user_attrs))
+
+
+def read_spec(url: str, study: str) -> StudySpec:
+    """Return the question of an existing study.
+
+    Raises:
+        StoreUnavailableError: If the storage does not exist or cannot be opened.
+        StudyNotFoundError: If there is no such study in it.
+    """
+    for item in _open_storage(url, must_exist=True).get_all_studies():
+        if item.study_name == study and "nas.spec" in item.user_attrs:
+            return StudySpec.from_dict(item.user_attrs["nas.spec"])
+    known = ", ".join(study_names(url)) or "none"
+    raise StudyNotFoundError(f"{redact(url)} must hold a study {study!r}, it holds: {known}")
+
+
+def _open_storage(url: str, *, must_exist: bool = False) -> BaseStorage:
+    try:
+        if "://" in url:
+            return get_storage(url)
+        path = Path(url).absolute()
+        if must_exist and not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalLock(str(path))))  # type: ignore[arg-type]
+    except Exception as error:
+        raise StoreUnavailableError(
+            f"the store of a study must be a journal file or a reachable database, got {redact(url)} "
+            f"({type(error).__name__}: {error}); check the path, the permissions and the URL"
+        ) from error
+
+
+def _attach(storage: BaseStorage, spec: StudySpec) -> tuple[int, StudySpec, str]:
+    """Create the study or compare it with the stored one; return its key, stored question and token."""
+    directions = [
+        StudyDirection.MINIMIZE if metric.direction == "minimize" else StudyDirection.MAXIMIZE
+        for metric in spec.objectives
+    ]
+    study_id, created = _find_or_create(storage, spec.name, directions)
+    patience = 0.0 if created else time.monotonic() + _CREATION_PATIENCE_S
+    attributes = storage.get_study_user_attrs(study_id)
+    while "nas.spec" not in attributes and time.monotonic() < patience:
+        time.sleep(0.05)
+        attributes = storage.get_study_user_attrs(study_id)
+    if "nas.spec" not in attributes:
+        if storage.get_all_trials(study_id, deepcopy=False) or storage.get_study_directions(study_id) != directions:
+            raise StudyMismatchError(f"study {spec.name!r} exists and was made by another tool; use another study name")
+        storage.set_study_system_attr(study_id, "study:metric_names", [metric.name for metric in spec.objectives])
+        storage.set_study_user_attr(study_id, "nas.token", secrets.token_hex(8))
+        storage.set_study_user_attr(study_id, "nas.spec", spec.to_dict())
+        attributes = storage.get_study_user_attrs(study_id)
+    stored = StudySpec.from_dict(attributes["nas.spec"])
+    stored.check_same(spec)
+    return study_id, stored, str(attributes["nas.token"])
+
+
+def _find_or_create(storage: BaseStorage, name: str, directions: list[StudyDirection]) -> tuple[int, bool]:
+    """Return the key of the study and whether this process created it."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        known = {study.study_name: study._study_id for study in storage.get_all_studies()}
+        return (known[name], False) if name in known else (storage.create_new_study(directions, name), True)
+    except DuplicatedStudyError:
+        return storage.get_study_id_from_name(name), False
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def _being_late_is_fine() -> Iterator[None]:
+    try:
+        yield
+    except UpdateFinishedTrialError:
+        return
+
+
+def _parse_row(frozen: FrozenTrial, spec: StudySpec) -> Row | None:
+    """Read a row of ours; ``None`` for rows that other tools added to the study."""
+    attributes: Mapping[str, Any] = frozen.user_attrs
+    begin = attributes.get("nas.begin")
+    if begin is None:
+        return None
+    closed = frozen.state.is_finished()
+    outcome = Outcome.from_dict(attributes["nas.outcome"]) if "nas.outcome" in attributes else None
+    void = Void(attributes["nas.void"]) if "nas.void" in attributes else None
+    if frozen.state in (RowState.COMPLETE, RowState.PRUNED):
+        void = None
+    trial = Trial(
+        number=frozen.number,
+        architecture={name: frozen.params[name] for name in spec.choices if name in frozen.params},
+        arch_id=attributes["nas.arch_id"],
+        state=TrialState.RUNNING,
+        seed=begin["seed"],
+        started=begin["started"],
+        provenance=begin["provenance"],
+        attempt=begin["attempt"],
+        worker=begin["worker"],
+    )
+    if closed:
+        if void is not None or outcome is None:
+            ended = None if frozen.datetime_complete is None else frozen.datetime_complete.timestamp()
+            reason = "closed by another tool" if void is None else void.value
+            trial = trial.with_outcome(Outcome(state=TrialState.FAILED, error=f"trial was {reason}", finished=ended))
+        else:
+            trial = trial.with_outcome(outcome)
+    heartbeat = float(attributes.get("nas.heartbeat", begin["started"]))
+    return Row(trial, frozen._trial_id, closed, void, heartbeat, outcome)

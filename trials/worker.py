@@ -1,0 +1,105 @@
+"""Who is evaluating: process identities that outlive the process, and the heartbeat of one that is alive."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+
+__all__ = ["Heartbeat", "Worker"]
+
+_CLOCK_TOLERANCE_S = 2.0
+
+
+def _host() -> str:
+    """Return a name under which process ids are comparable: the host and, on Linux, its process namespace."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid").strip("pid:[]")
+    except OSError:
+        return socket.gethostname()
+    return f"{socket.gethostname()}/{namespace}"
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process on one host; the creation time tells it from a later process with the same id.
+
+    Args:
+        host: Host (and process namespace) in which ``pid`` means something.
+        pid: Process id.
+        created: Creation time in seconds since the epoch.
+    """
+
+    host: str
+    pid: int
+    created: float
+
+    @classmethod
+    def current(cls) -> Worker:
+        """Return the identity of this process."""
+        return cls(_host(), os.getpid(), psutil.Process().create_time())
+
+    @classmethod
+    def parse(cls, text: str) -> Worker:
+        """Read what ``str(worker)`` wrote.
+
+        Raises:
+            ValueError: If the text is no worker identity.
+        """
+        try:
+            host, pid, created = text.rsplit(":", 2)
+            return cls(host, int(pid), float(created))
+        except ValueError:
+            raise ValueError(f"a worker identity must read host:pid:created, got {text!r}") from None
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.pid}:{self.created:.2f}"
+
+    def alive(self, *, heartbeat_age: float, lease_s: float) -> bool:
+        """Return whether the process may still be evaluating.
+
+        On this host the process table decides; elsewhere the age of the last heartbeat does.
+
+        Args:
+            heartbeat_age: Seconds since the last sign of life.
+            lease_s: Age at which a process on another host counts as dead.
+        """
+        if self.host != _host():
+            return heartbeat_age <= lease_s
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.created) <= _CLOCK_TOLERANCE_S
+            return same and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.AccessDenied:
+            return True
+
+
+class Heartbeat:
+    """Calls a function every interval from a thread of its own until stopped.
+
+    Args:
+        beat: What to call; it must not raise.
+        interval_s: Seconds between two calls.
+    """
+
+    def __init__(self, beat: Callable[[], None], interval_s: float) -> None:
+        self.beat = beat
+        self.interval_s = interval_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="study-heartbeat", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.interval_s):
+            self.beat()
+
+    def stop(self) -> None:
+        """End the thread and wait for a call that is under way."""
+        self._stop.set()
+        self._thread.join()
