@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.architecture import Architecture
+from search_spaces.bare import layer
 from search_spaces.choice import Candidate, Choice
 from search_spaces.layers import (
     BasicBlock,
@@ -226,8 +227,8 @@ class ConvNetSpace(SearchSpace):
         stem = integer("stem.width")
         layers: OrderedDict[str, nn.Module] = OrderedDict(
             resize=Resize(integer("resolution")),
-            stem=nn.Conv2d(self.in_channels, stem, 3, self.stem.stride, 1, bias=False),
-            stem_norm=nn.BatchNorm2d(stem),
+            stem=layer(nn.Conv2d, self.in_channels, stem, 3, self.stem.stride, 1, bias=False),
+            stem_norm=layer(nn.BatchNorm2d, stem),
             stem_act=activation(self.stem.activation),
         )
         channels = stem
@@ -255,19 +256,19 @@ class ConvNetSpace(SearchSpace):
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         features = self.head.expansion * channels or width
         if features:
-            layers["head"] = nn.Conv2d(channels, features, 1, bias=False)
-            layers["head_norm"] = nn.BatchNorm2d(features)
+            layers["head"] = layer(nn.Conv2d, channels, features, 1, bias=False)
+            layers["head_norm"] = layer(nn.BatchNorm2d, features)
             layers["head_act"] = activation(self.head.activation)
             channels = features
         layers["pool"] = nn.AdaptiveAvgPool2d(1)
         layers["flatten"] = nn.Flatten()
         if self.head.expansion:
-            layers["mix"] = nn.Linear(channels, width)
+            layers["mix"] = layer(nn.Linear, channels, width)
             layers["mix_act"] = activation(self.head.activation)
             channels = width
         if self.head.dropout:
             layers["dropout"] = nn.Dropout(self.head.dropout)
-        layers["classifier"] = nn.Linear(channels, self.num_classes)
+        layers["classifier"] = layer(nn.Linear, channels, self.num_classes)
         return layers
 
     def inputs(self, architecture: Architecture, batch_size: int = 1) -> tuple[Tensor, ...]:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from search_spaces.bare import layer
+
 __all__ = [
     "ACTIVATIONS",
     "BasicBlock",
@@ -124,17 +126,17 @@ class InvertedResidual(nn.Module):
         self.has_projection = shortcut == "project"
         self.stride = stride
         if expand:
-            self.expand = nn.Conv2d(in_channels, hidden, 1, bias=False)
-            self.expand_norm = nn.BatchNorm2d(hidden)
-        self.depthwise = nn.Conv2d(hidden, hidden, kernel, stride, kernel // 2, groups=hidden, bias=False)
-        self.depthwise_norm = nn.BatchNorm2d(hidden)
+            self.expand = layer(nn.Conv2d, in_channels, hidden, 1, bias=False)
+            self.expand_norm = layer(nn.BatchNorm2d, hidden)
+        self.depthwise = layer(nn.Conv2d, hidden, hidden, kernel, stride, kernel // 2, groups=hidden, bias=False)
+        self.depthwise_norm = layer(nn.BatchNorm2d, hidden)
         if squeeze:
-            self.squeeze = nn.Conv2d(hidden, squeeze, 1)
-            self.excite = nn.Conv2d(squeeze, hidden, 1)
-        self.project = nn.Conv2d(hidden, out_channels, 1, bias=False)
-        self.project_norm = nn.BatchNorm2d(out_channels)
+            self.squeeze = layer(nn.Conv2d, hidden, squeeze, 1)
+            self.excite = layer(nn.Conv2d, squeeze, hidden, 1)
+        self.project = layer(nn.Conv2d, hidden, out_channels, 1, bias=False)
+        self.project_norm = layer(nn.BatchNorm2d, out_channels)
         if self.has_projection:
-            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+            self.shortcut = layer(nn.Conv2d, in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, in_channels, H, W)`` to ``(B, out_channels, ceil(H / stride), ceil(W / stride))``."""
@@ -185,13 +187,13 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.activation = activation_function(activation)
         self.has_projection = project
-        self.conv1 = nn.Conv2d(in_channels, hidden, kernel, stride, kernel // 2, bias=False)
-        self.norm1 = nn.BatchNorm2d(hidden)
-        self.conv2 = nn.Conv2d(hidden, out_channels, kernel, 1, kernel // 2, bias=False)
-        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.conv1 = layer(nn.Conv2d, in_channels, hidden, kernel, stride, kernel // 2, bias=False)
+        self.norm1 = layer(nn.BatchNorm2d, hidden)
+        self.conv2 = layer(nn.Conv2d, hidden, out_channels, kernel, 1, kernel // 2, bias=False)
+        self.norm2 = layer(nn.BatchNorm2d, out_channels)
         if project:
-            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-            self.shortcut_norm = nn.BatchNorm2d(out_channels)
+            self.shortcut = layer(nn.Conv2d, in_channels, out_channels, 1, stride, bias=False)
+            self.shortcut_norm = layer(nn.BatchNorm2d, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, in_channels, H, W)`` to ``(B, out_channels, ceil(H / stride), ceil(W / stride))``."""

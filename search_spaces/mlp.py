@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.architecture import Architecture
+from search_spaces.bare import layer
 from search_spaces.choice import Choice
 from search_spaces.layers import activation as make_activation
 from search_spaces.space import SearchSpace
@@ -74,12 +75,12 @@ class MLPSpace(SearchSpace):
         features = self.in_features
         for i in range(1, architecture.integer("depth") + 1):
             width = architecture.integer(f"layer{i}.width")
-            layers[f"linear{i}"] = nn.Linear(features, width, bias=not self.batch_norm)
+            layers[f"linear{i}"] = layer(nn.Linear, features, width, bias=not self.batch_norm)
             if self.batch_norm:
-                layers[f"norm{i}"] = nn.BatchNorm1d(width)
+                layers[f"norm{i}"] = layer(nn.BatchNorm1d, width)
             layers[f"act{i}"] = make_activation(self.activation)
             features = width
-        layers["head"] = nn.Linear(features, self.num_classes)
+        layers["head"] = layer(nn.Linear, features, self.num_classes)
         return nn.Sequential(layers)
 
     def inputs(self, architecture: Architecture, batch_size: int = 1) -> tuple[Tensor, ...]:

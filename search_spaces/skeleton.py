@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from search_spaces.architecture import Architecture
+from search_spaces.bare import bare_layers
 from search_spaces.space import SearchSpace
 
 __all__ = ["fill", "skeleton"]
@@ -26,13 +27,12 @@ class _SkipInitialisers(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Any = None,
     ) -> Any:
-        if args or kwargs:
-            target = args[0] if args else kwargs.get("tensor")
+        name = getattr(func, "__name__", "")
+        if name[-1:] == "_" and name[-2:] != "__" and name != "requires_grad_":
+            target = args[0] if args else kwargs.get("tensor") if kwargs else None
             if isinstance(target, nn.Parameter):
-                name = func.__name__
-                if name.endswith("_") and not name.endswith("__") and name != "requires_grad_":
-                    return target
-        return func(*args, **(kwargs or {}))
+                return target
+        return func(*args, **kwargs) if kwargs else func(*args)
 
 
 def skeleton(space: SearchSpace, architecture: Architecture) -> nn.Module:
@@ -41,7 +41,7 @@ def skeleton(space: SearchSpace, architecture: Architecture) -> nn.Module:
     Consumes no random numbers through ``torch.nn.init`` and is safe to run from many threads. Fill the parameters
     with :func:`fill` before use.
     """
-    with _SkipInitialisers():
+    with _SkipInitialisers(), bare_layers():
         return space.build(architecture)
 
 
