@@ -1,1 +1,29 @@
-"""Search, training and service: the commands and the parts that tie the other packages together."""
+"""Neural architecture search over weight sources: objectives, costs, controllers, the search loop and the command line.
+
+Importing this package is free; its names are imported when they are first used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "nas.controllers": ("Controller", "EvolutionController", "OptunaController", "Problem", "RandomController"),
+    "nas.costs": ("Cost", "MACs", "ModelSize", "Parameters"),
+    "nas.data": ("DigitsData", "ImageData"),
+    "nas.evaluation": ("Evaluate", "Screen"),
+    "nas.latency": ("Latency",),
+    "nas.objectives": ("Evaluation", "FromScratch", "Objective", "WeightSharing"),
+    "nas.sampling": ("UnsatisfiableError", "sample_within"),
+    "nas.search": ("Search", "SearchResult", "front"),
+    "nas.settings": ("SearchSettings", "open_search"),
+    "nas.standalone": ("Recipe",),
+}
+_LATER = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_LATER)  # noqa: PLE0605 - one list of names, in _HOMES
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'nas' has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)

@@ -1,7 +1,8 @@
 """Tasks: what a batch is, what the loss is, and how a subnetwork is scored."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 import torchmetrics
@@ -19,13 +20,11 @@ class Task(ABC):
 
     Attributes:
         headline: the metric by which subnetworks are ranked.
-        direction: ``"maximize"`` or ``"minimize"``, of ``headline``.
-        units: unit of each metric that :meth:`metrics` computes.
+        quantities: (unit, direction) of each metric that :meth:`metrics` computes.
     """
 
     headline: str
-    direction: str
-    units: dict[str, str]
+    quantities: Mapping[str, tuple[str, Literal["minimize", "maximize"]]]
 
     @abstractmethod
     def inputs(self, batch: Any) -> tuple[Tensor, ...]:
@@ -69,7 +68,10 @@ class Classification(Task):
     """
 
     headline = "accuracy"
-    direction = "maximize"
+    quantities: Mapping[str, tuple[str, Literal["minimize", "maximize"]]] = {
+        "accuracy": ("fraction", "maximize"),
+        "loss": ("nats", "minimize"),
+    }
 
     def __init__(self, num_classes: int, *, label_smoothing: float = 0.0, temperature: float = 1.0) -> None:
         if num_classes < 2 or not 0 <= label_smoothing < 1 or temperature <= 0:
@@ -80,7 +82,6 @@ class Classification(Task):
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.temperature = temperature
-        self.units = {"accuracy": "fraction", "loss": "nats"}
 
     def inputs(self, batch: Any) -> tuple[Tensor, ...]:
         """Return ``(images,)``."""

@@ -1,0 +1,159 @@
+"""Objectives: what one architecture is worth, measured on data."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import nn
+
+from nas.standalone import Recipe, score, train
+from search_spaces import Architecture, derive_seed
+from supernets import Supernet, Task, calibrate, calibration_batches, weights_version
+from trials import Metric
+
+__all__ = ["Evaluation", "FromScratch", "Objective", "WeightSharing"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an objective found.
+
+    Attributes:
+        measurements: metric name -> value.
+        provenance: where the weights and the numbers come from.
+    """
+
+    measurements: Mapping[str, float]
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+
+class Objective(ABC):
+    """Scores architectures.
+
+    An objective may be pickled to worker processes, so it reads data and measures nothing before its first call. The
+    same architecture and seed give the same values in every process.
+
+    Attributes:
+        metrics: what every evaluation measures; the first is the one to optimise when nothing else is said.
+    """
+
+    metrics: tuple[Metric, ...]
+
+    @abstractmethod
+    def __call__(self, architecture: Architecture, *, seed: int) -> Evaluation:
+        """Evaluate ``architecture``; an exception makes the trial FAILED."""
+
+
+def _metrics(task: Task) -> tuple[Metric, ...]:
+    names = sorted(task.quantities, key=lambda name: (name != task.headline, name))
+    return tuple(Metric(name, *task.quantities[name]) for name in names)
+
+
+class WeightSharing(Objective):
+    """The score of a subnetwork with the supernet's weights, batch norm calibrated for it alone.
+
+    Args:
+        supernet: trained; only read.
+        data: its validation split is scored, its training split calibrates.
+        split: ``"val"`` or ``"test"``; search on ``"val"``, so that the test split stays unseen.
+        calibration: training batches for batch-norm statistics; default what the supernet says.
+
+    Raises:
+        ValueError: unknown split.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        data: L.LightningDataModule,
+        *,
+        split: Literal["val", "test"] = "val",
+        calibration: int | None = None,
+    ) -> None:
+        if split not in ("val", "test"):
+            raise ValueError(f"WeightSharing.split must be 'val' or 'test', got {split!r}")
+        self.supernet = supernet
+        self.data = data
+        self.split = split
+        self.calibration = calibration
+        self.metrics = _metrics(supernet.task)
+        self._batches: tuple[list[Any], list[Any]] | None = None
+        self._version: str | None = None
+
+    def batches(self) -> tuple[list[Any], list[Any]]:
+        """Return (calibration batches, scored batches), read once and kept on the supernet's device."""
+        if self._batches is None:
+            prepare(self.data)
+            count = self.supernet.calibration if self.calibration is None else self.calibration
+            loader = self.data.val_dataloader() if self.split == "val" else self.data.test_dataloader()
+            device = self.supernet.source.device
+            move = self.supernet.transfer_batch_to_device
+            self._batches = (
+                [move(batch, device, 0) for batch in calibration_batches(self.data, count)],
+                [move(batch, device, 0) for batch in loader],
+            )
+        return self._batches
+
+    def module(self, architecture: Architecture, *, owned: bool = False) -> nn.Module:
+        """Return the calibrated subnetwork that is scored; ``owned`` extracts it instead of binding it."""
+        made = self.supernet.extract(architecture) if owned else self.supernet.bind(architecture)
+        return self.supernet.calibrated(made, self.batches()[0])
+
+    def __call__(self, architecture: Architecture, *, seed: int) -> Evaluation:
+        """Bind, calibrate and score ``architecture``; deterministic, ``seed`` is not used."""
+        del seed
+        if self._version is None:
+            self._version = weights_version(self.supernet.source)
+        values = score(self.module(architecture), self.supernet.task, self.batches()[1])
+        return Evaluation(values, {"weights": f"shared:{self._version}", "split": self.split})
+
+
+class FromScratch(Objective):
+    """The score of an architecture trained by itself: slow, and the truth that weight sharing is judged by.
+
+    Args:
+        supernet: gives the space and the task; its weights are not used.
+        data: trained on its training split, scored on ``split``.
+        recipe: optimiser, schedule and number of steps.
+        split: ``"val"`` or ``"test"``.
+        calibration: training batches for batch-norm statistics.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        data: L.LightningDataModule,
+        *,
+        recipe: Recipe | None = None,
+        split: Literal["val", "test"] = "val",
+        calibration: int = 8,
+    ) -> None:
+        self.supernet = supernet
+        self.data = data
+        self.recipe = Recipe() if recipe is None else recipe
+        self.split = split
+        self.calibration = calibration
+        self.metrics = _metrics(supernet.task)
+
+    def __call__(self, architecture: Architecture, *, seed: int) -> Evaluation:
+        """Initialise, train and score ``architecture``, reproducibly from ``seed``."""
+        prepare(self.data)
+        task = self.supernet.task
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(seed, "initialisation"))
+            module = self.supernet.space.build(architecture)
+            train(module, task, self.data, self.recipe)
+        calibrate(module, calibration_batches(self.data, self.calibration), task.inputs)
+        loader = self.data.val_dataloader() if self.split == "val" else self.data.test_dataloader()
+        values = score(module, task, loader)
+        return Evaluation(values, {"weights": f"scratch:{seed}:{self.recipe.steps} steps", "split": self.split})
+
+
+def prepare(data: L.LightningDataModule) -> None:
+    """Make a data module usable outside a Trainer."""
+    data.prepare_data()
+    data.setup("fit")
+    data.setup("test")

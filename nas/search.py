@@ -1,0 +1,202 @@
+"""The search loop: ask, screen, evaluate, record, tell."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from nas.controllers.base import Controller, Problem
+from nas.evaluation import Job, Screen
+from nas.sampling import sample_within
+from search_spaces import Architecture, InvalidArchitectureError, derive_seed
+from trials import Executor, Outcome, Trial, TrialState, non_dominated
+from trials.store import TrialStore
+
+__all__ = ["Search", "SearchResult", "front"]
+
+_logger = logging.getLogger(__name__)
+_PATIENCE = 50  # infeasible proposals in a row before one is drawn within the limits instead
+
+
+def front(problem: Problem, trials: Sequence[Trial]) -> list[Trial]:
+    """Return the complete trials that no other complete trial dominates, in the order of the first objective."""
+    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    if not complete:
+        return []
+    points = [[trial.value(metric.name) for metric in problem.objectives] for trial in complete]
+    kept = non_dominated(points, problem.directions)
+    unique = {tuple(points[i]): complete[i] for i in range(len(complete)) if kept[i]}
+    return sorted(unique.values(), key=lambda trial: trial.value(problem.objectives[0].name))
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """How a search ended.
+
+    Attributes:
+        trials: every trial of the study, by number.
+        front: the Pareto front among them.
+        reason: ``"budget"``, ``"exhausted"`` (the space has no more) or ``"interrupted"``.
+    """
+
+    trials: tuple[Trial, ...]
+    front: tuple[Trial, ...]
+    reason: str
+
+
+class Search:
+    """Evaluates what a controller proposes until a budget is spent, the space is exhausted or the user interrupts.
+
+    The study is the only state: the history in ``store`` is told to the controller first, trials that died with their
+    process are begun again, and no architecture is ever evaluated twice, by whatever number of processes that share
+    the study. A candidate whose costs break a limit is recorded as INFEASIBLE and never evaluated. A failed evaluation
+    is a FAILED trial. On Ctrl-C running trials are given back and :meth:`run` returns.
+
+    Args:
+        problem: space, objectives and limits.
+        controller: proposes architectures.
+        screen: costs and limits that need no evaluation.
+        store: the study.
+        executor: runs :class:`nas.evaluation.Evaluate`.
+        progress: called after every finished evaluation with all trials so far.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        controller: Controller,
+        *,
+        screen: Screen,
+        store: TrialStore,
+        executor: Executor[Job, Outcome],
+        progress: Callable[[Sequence[Trial]], None] | None = None,
+    ) -> None:
+        self.problem = problem
+        self.controller = controller
+        self.screen = screen
+        self.store = store
+        self.executor = executor
+        self.progress = progress
+        self._told: dict[int, TrialState] = {}
+        self._retries: deque[Architecture] = deque()
+        self._rejected = 0
+        self._spent: set[str] = set()
+
+    def run(self, budget: int) -> SearchResult:
+        """Continue until the study holds ``budget`` evaluated (complete, failed, or infeasible on an objective) trials.
+
+        Screened candidates are free: they count only in that every fiftieth in a row is replaced by a draw within the
+        limits.
+
+        Raises:
+            UnsatisfiableError: no architecture can meet the limits on costs.
+        """
+        running: dict[int, Trial] = {}
+        reason = "budget"
+        self._listen()
+        self._retries.extend(self._interrupted())
+        proposals = self._proposals()
+        try:
+            while True:
+                if not self._fill(running, proposals, budget):
+                    reason = "exhausted"
+                if not running:
+                    break
+                for completion in self.executor.wait():
+                    trial = running.pop(completion.key)
+                    outcome = completion.result
+                    if outcome is None:
+                        outcome = Outcome(
+                            state=TrialState.FAILED, error=completion.error, measurements=trial.measurements
+                        )
+                    stored = self.store.finish(trial.with_outcome(outcome))
+                    if stored is not None:
+                        self._tell([stored])
+                    if self.progress is not None:
+                        self.progress(self.store.trials())
+        except KeyboardInterrupt:
+            reason = "interrupted"
+            self.executor.close()
+        trials = self.store.trials()
+        return SearchResult(tuple(trials), tuple(front(self.problem, trials)), reason)
+
+    def _counts(self, trial: Trial) -> bool:
+        """Whether a trial counts against the budget: it is evaluated, or being evaluated, by whatever process."""
+        objectives = {metric.name for metric in self.problem.objectives} - set(self.screen.metrics)
+        return trial.state is not TrialState.INFEASIBLE or bool(objectives & trial.measurements.keys())
+
+    def _fill(self, running: dict[int, Trial], proposals: Iterator[Architecture], budget: int) -> bool:
+        """Start evaluations until the executor or the budget is full; False when the space has no more."""
+        while len(running) < self.executor.slots and len(self._spent) < budget:
+            architecture = next(proposals, None)
+            if architecture is None:
+                return False
+            self._start(architecture, running)
+        return True
+
+    def _proposals(self) -> Iterator[Architecture]:
+        while True:
+            if self._retries:
+                yield self._retries.popleft()
+                continue
+            self._listen()
+            if self._rejected >= _PATIENCE:
+                self._rejected = 0
+                drawn = self._drawn()
+                if drawn is not None:
+                    yield drawn
+                    continue
+            asked = self.controller.ask(1)
+            if not asked:
+                return
+            yield from asked
+
+    def _drawn(self) -> Architecture | None:
+        """Draw one unknown architecture within the limits."""
+        seed = derive_seed(self.problem.seed, "within", len(self._told))
+        generator = torch.Generator().manual_seed(seed)
+        for architecture in sample_within(
+            self.problem.space, self.screen.limits, self.screen.meter, generator, count=4
+        ):
+            if self.store.find(architecture.arch_id) is None:
+                return architecture
+        return None
+
+    def _start(self, architecture: Architecture, running: dict[int, Trial]) -> None:
+        costs, feasible = self.screen(architecture)
+        seed = derive_seed(self.problem.seed, "trial", architecture.arch_id)
+        if not feasible:
+            self._rejected += 1
+            outcome = Outcome(state=TrialState.INFEASIBLE, measurements=costs)
+            stored = self.store.record(architecture, architecture.arch_id, outcome, seed=seed)
+            self._tell([stored] if stored is not None else [])
+            return
+        self._rejected = 0
+        trial = self.store.begin(architecture, architecture.arch_id, seed=seed)
+        if trial is None:  # another process was faster
+            self._listen()
+            return
+        self._tell([trial])
+        running[trial.number] = trial
+        self.executor.submit(trial.number, Job(architecture, seed, costs))
+
+    def _interrupted(self) -> list[Architecture]:
+        found = []
+        for trial in self.store.interrupted():
+            try:
+                found.append(self.problem.space.architecture(trial.architecture))
+            except InvalidArchitectureError as error:  # cannot happen while the study checks its space
+                _logger.warning("trial %d is not begun again: %s", trial.number, error)
+        return found
+
+    def _listen(self) -> None:
+        """Tell the controller what the study knows and it does not, from other processes or an earlier run."""
+        self._tell([trial for trial in self.store.trials() if self._told.get(trial.number) is not trial.state])
+
+    def _tell(self, trials: Sequence[Trial]) -> None:
+        if trials:
+            self.controller.tell(trials)
+            self._told.update({trial.number: trial.state for trial in trials})
+            self._spent.update(trial.arch_id for trial in trials if self._counts(trial))

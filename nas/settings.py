@@ -1,0 +1,139 @@
+"""The ``search`` section of a configuration, and how its parts become a search."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import lightning as L
+import torch
+
+from nas.controllers import Controller, EvolutionController, Problem
+from nas.costs import Cost, MACs, Parameters
+from nas.evaluation import Evaluate, Screen
+from nas.objectives import Objective, WeightSharing
+from nas.sampling import sample_within
+from nas.search import Search
+from search_spaces import SearchSpace
+from supernets import Supernet
+from trials import Metric, ProcessExecutor, SerialExecutor, StudySpec, Trial, TrialStore, parse_limits
+
+__all__ = ["SearchSettings", "make_problem", "open_search"]
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What to search for, and how.
+
+    Args:
+        study: name of the study; running the same name again continues it.
+        trials: evaluations in the whole study.
+        objectives: measurements to optimise, of the objective or of a cost; default the objective's first and the
+            first cost.
+        costs: measured for every candidate before it is evaluated, in this order.
+        limits: hard limits on any measurement, e.g. ``{max_params: 20000, min_accuracy: 0.9}``.
+        controller: chooses the next architecture.
+        objective: evaluates an architecture.
+        workers: evaluating processes; 0 evaluates in this one.
+        timeout: seconds after which an evaluation in a worker process fails.
+        storage: where studies live: a journal file, or an Optuna database URL.
+        seed: of the controller and the evaluations.
+    """
+
+    study: str = "search"
+    trials: int = 100
+    objectives: Sequence[str] | None = None
+    costs: Sequence[Callable[[SearchSpace], Cost]] = (Parameters, MACs)
+    limits: Mapping[str, float] = field(default_factory=dict)
+    controller: Callable[[Problem], Controller] = EvolutionController
+    objective: Callable[[Supernet, L.LightningDataModule], Objective] = WeightSharing
+    workers: int = 0
+    timeout: float | None = None
+    storage: str = "studies.journal"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise ValueError(f"search.trials must be >= 1, got {self.trials}")
+        if self.workers < 0:
+            raise ValueError(f"search.workers must be >= 0, got {self.workers}")
+        if self.timeout is not None and self.workers == 0:
+            raise ValueError("search.timeout needs worker processes; set search.workers to 1 or more")
+        parse_limits(self.limits)
+
+
+def make_problem(
+    space: SearchSpace, settings: SearchSettings, costs: Sequence[Cost], measured: Sequence[Metric]
+) -> Problem:
+    """Return the problem of ``settings``.
+
+    Args:
+        space: the architectures.
+        settings: names of objectives, and limits.
+        costs: available costs.
+        measured: metrics of the objective, the first being its headline.
+
+    Raises:
+        ValueError: an objective or a limit names nothing that is measured.
+    """
+    known = {metric.name: metric for metric in (*measured, *(cost.metric for cost in costs))}
+    names = settings.objectives
+    if names is None:
+        names = [measured[0].name, *(cost.name for cost in costs[:1])]
+    limits = parse_limits(settings.limits)
+    for where, wanted in (("objectives", names), ("limits", [limit.metric for limit in limits])):
+        unknown = [name for name in wanted if name not in known]
+        if unknown:
+            raise ValueError(
+                f"search.{where} must name measurements, which are {sorted(known)}, got {unknown}; "
+                "correct the name, or add its cost to search.costs"
+            )
+    return Problem(space, tuple(known[name] for name in names), limits, settings.seed)
+
+
+@contextmanager
+def open_search(
+    supernet: Supernet,
+    data: L.LightningDataModule,
+    settings: SearchSettings,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    progress: Callable[[Sequence[Trial]], None] | None = None,
+) -> Iterator[Search]:
+    """Yield the search that ``settings`` describes, ready to run; its study and workers are closed afterwards.
+
+    Args:
+        supernet: trained.
+        data: the data module to evaluate on.
+        settings: the ``search`` section.
+        metadata: facts for people to store with the study.
+        progress: see :class:`Search`.
+
+    Raises:
+        UnsatisfiableError: no architecture can meet the limits on costs.
+        StudyMismatchError: the study exists and asks another question.
+        ValueError: an objective or a limit names nothing that is measured.
+    """
+    space = supernet.space
+    objective = settings.objective(supernet, data)
+    costs = [make(space) for make in settings.costs]
+    problem = make_problem(space, settings, costs, objective.metrics)
+    screen = Screen(space, costs, problem.limits)
+    sample_within(space, screen.limits, screen.meter, torch.Generator().manual_seed(settings.seed), count=1)
+    spec = StudySpec(
+        name=settings.study,
+        objectives=problem.objectives,
+        choices={choice.name: choice.candidates for choice in space.choices},
+        space_digest=space.digest,
+        limits=problem.limits,
+        metadata=metadata or {},
+    )
+    evaluate = Evaluate(objective, problem.limits)
+    with TrialStore(settings.storage, spec) as store:
+        executor = (
+            ProcessExecutor(evaluate, workers=settings.workers, timeout=settings.timeout, record=store.outcomes.write)
+            if settings.workers
+            else SerialExecutor(evaluate)
+        )
+        with executor:
+            controller = settings.controller(problem)
+            yield Search(problem, controller, screen=screen, store=store, executor=executor, progress=progress)

@@ -1,0 +1,83 @@
+"""Training and scoring one static module, without a supernet and without a Trainer."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import nn
+
+from supernets import Cosine, Task
+
+__all__ = ["Recipe", "score", "train"]
+
+
+def _sgd(parameters: Iterable[Any]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one module is trained.
+
+    Args:
+        steps: optimiser steps.
+        optimizer: makes the optimiser from the parameters.
+        schedule: factor on the learning rate as a function of progress in [0, 1].
+        clip: bound on the absolute value of each gradient element, none by default.
+
+    Raises:
+        ValueError: ``steps < 1``.
+    """
+
+    steps: int = 1000
+    optimizer: OptimizerCallable = _sgd
+    schedule: Callable[[float], float] = field(default_factory=lambda: Cosine(warmup=0.05))
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"Recipe.steps must be >= 1, got {self.steps}")
+
+
+def _forever(data: L.LightningDataModule, steps: int) -> Iterator[Any]:
+    loader = data.train_dataloader()
+    done = 0
+    while True:
+        for batch in loader:
+            yield batch
+            done += 1
+            if done == steps:
+                return
+        if done == 0:
+            raise ValueError("the training split gives no batch; use more data or a smaller batch_size")
+
+
+def train(module: nn.Module, task: Task, data: L.LightningDataModule, recipe: Recipe) -> nn.Module:
+    """Train ``module`` on the labels of the training split, in place, and return it in evaluation mode.
+
+    Randomness (dropout) comes from torch's global state: seed it, or fork it, around the call.
+    """
+    optimizer = recipe.optimizer(list(module.parameters()))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.schedule(step / recipe.steps))
+    module.train()
+    for batch in _forever(data, recipe.steps):
+        optimizer.zero_grad()
+        torch.autograd.backward(task.loss(module(*task.inputs(batch)), batch, regularise=True))
+        if recipe.clip is not None:
+            nn.utils.clip_grad_value_(module.parameters(), recipe.clip)
+        optimizer.step()
+        scheduler.step()
+    return module.eval()
+
+
+def score(module: nn.Module, task: Task, batches: Iterable[Any]) -> dict[str, float]:
+    """Return the task's metrics of ``module`` over ``batches``, in evaluation mode."""
+    metrics = task.metrics()
+    module.eval()
+    with torch.inference_mode():
+        for batch in batches:
+            task.update(metrics, module(*task.inputs(batch)), batch)
+    return {name: float(value) for name, value in metrics.compute().items()}
