@@ -1,5 +1,7 @@
 import json
 import math
+from collections.abc import Callable
+from typing import cast
 
 import pytest
 import torch
@@ -79,7 +81,7 @@ def cost_of(cost, space, architecture):
     return measure([cost], space, architecture)[cost.name]
 
 
-HAND_COUNTS = {
+HAND_COUNTS: dict[str, tuple[Callable[[int], nn.Module], list[tuple[int, ...]], int]] = {
     "linear": (lambda w: nn.Linear(w, 5), [(1, 3, 8)], 3 * 8 * 5),
     "conv": (lambda w: nn.Conv2d(w, 6, 3, stride=2, padding=1), [(1, 8, 9, 9)], 5 * 5 * 6 * 8 * 9),
     "depthwise": (lambda w: nn.Conv2d(w, w, 5, groups=w), [(1, 8, 9, 9)], 5 * 5 * 8 * 25),
@@ -185,7 +187,7 @@ def test_space_whose_inputs_do_not_fit_is_refused():
 
 def test_counting_leaves_the_model_and_global_state_alone():
     space = MLPSpace(6, 3, widths=(4, 8), depths=(1, 2))
-    model = space.build(space.largest()).train()
+    model = cast(nn.Sequential, space.build(space.largest()).train())
     model[1].eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state, fast = torch.get_rng_state(), torch.backends.mha.get_fastpath_enabled()
@@ -277,8 +279,7 @@ def test_meter_remembers_and_refuses_duplicate_names():
 
     counting = Counting()
     meter = CostMeter(counting, [Parameters(counting)])
-    first = meter(space.largest())
-    first.clear()
+    dict(meter(space.largest())).clear()
     assert meter(space.largest()) == measure([Parameters(space)], space, space.largest())
     assert len(built) == 1
     with pytest.raises(ValueError, match="costs must have distinct names"):

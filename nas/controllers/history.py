@@ -1,0 +1,171 @@
+"""What a controller has asked for and been told, as every controller needs it."""
+
+import bisect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from nas.controllers.base import Problem
+from search_spaces import Architecture, derive_seed
+from trials import Limit, Trial, TrialState
+
+__all__ = ["History", "Observation"]
+
+_TRIES = 64
+_ENUMERABLE = 4096
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One trial as a controller reads it.
+
+    Args:
+        order: sorting key, the time at which the trial finished, then its number; running trials come last.
+        architecture: the candidate.
+        costs: objective values with the sign that makes smaller better; ``None`` when there are none to learn from.
+        margins: for each limit, by how much it is broken (positive) or held (negative) relative to its bound, 0 where
+            the metric is unknown; ``None`` where the trial teaches nothing (failed or running).
+        pending: whether the trial is running.
+    """
+
+    order: tuple[float, int]
+    architecture: Architecture
+    costs: tuple[float, ...] | None = None
+    margins: tuple[float, ...] | None = None
+    pending: bool = False
+
+    @property
+    def violation(self) -> float:
+        """Total violation of the limits; 0 is feasible, infinity unknown."""
+        return math.inf if self.margins is None else math.fsum(max(0.0, margin) for margin in self.margins)
+
+
+def _margin(limit: Limit, trial: Trial) -> float:
+    measured = trial.measurements.get(limit.metric)
+    return 0.0 if measured is None else limit.violation(measured.value) / (abs(limit.bound) or 1.0)
+
+
+def _observe(problem: Problem, trial: Trial, architecture: Architecture) -> Observation:
+    if trial.state is TrialState.RUNNING:
+        return Observation((math.inf, trial.number), architecture, pending=True)
+    order = (trial.finished or 0.0, trial.number)
+    complete = trial.state is TrialState.COMPLETE
+    missing = any(metric.name not in trial.measurements for metric in problem.objectives)
+    if trial.state is TrialState.FAILED or (complete and missing):
+        return Observation(order, architecture)
+    margins = tuple(_margin(limit, trial) for limit in problem.limits)
+    if not complete and max(margins, default=0.0) <= 0.0:
+        return Observation(order, architecture)  # infeasible for a reason that the problem does not know
+    costs = None
+    if not missing:
+        costs = tuple(
+            trial.value(metric.name) * (1.0 if metric.direction == "minimize" else -1.0)
+            for metric in problem.objectives
+        )
+    return Observation(order, architecture, costs, margins)
+
+
+@final
+class History:
+    """Asked and told architectures of one controller, in the order in which trials finished however they arrived.
+
+    Attributes:
+        revision: grows whenever trials tell something new.
+
+    Args:
+        problem: what is searched for.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.revision = 0
+        self._told: dict[int, Observation] = {}
+        self._orders: list[tuple[float, int]] = []
+        self._asked: dict[Architecture, None] = {}
+        self._seen: set[Architecture] = set()
+
+    @property
+    def seen(self) -> int:
+        """How many distinct architectures have been asked for or told."""
+        return len(self._seen)
+
+    def __contains__(self, architecture: Architecture) -> bool:
+        """Return whether ``architecture`` has been asked for or told."""
+        return architecture in self._seen
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Record trials; what is known already changes nothing.
+
+        Raises:
+            InvalidArchitectureError: a trial belongs to another space; nothing has been recorded.
+        """
+        space = self.problem.space
+        read = {t.number: _observe(self.problem, t, space.architecture(t.architecture)) for t in trials}
+        for number, item in read.items():
+            old = self._told.get(number)
+            if item == old:
+                continue
+            if old is not None:
+                self._orders.remove(old.order)
+            bisect.insort(self._orders, item.order)
+            self._told[number] = item
+            self._seen.add(item.architecture)
+            self._asked.pop(item.architecture, None)
+            self.revision += 1
+
+    def lessons(self) -> list[Observation]:
+        """Return the finished trials that teach something, in the order in which they finished."""
+        told = (self._told[number] for _, number in self._orders)
+        return [item for item in told if item.margins is not None]
+
+    def pending(self) -> list[Architecture]:
+        """Return what is being evaluated: running trials by number, then asked architectures that are in no trial."""
+        running = sorted((item for item in self._told.values() if item.pending), key=lambda item: item.order)
+        return [*(item.architecture for item in running), *self._asked]
+
+    def generator(self) -> torch.Generator:
+        """Return a fresh generator for the next proposal, seeded by the problem and by how much has been seen."""
+        return torch.Generator().manual_seed(derive_seed(self.problem.seed, "ask", self.seen))
+
+    def propose(self, count: int, draw: Callable[[torch.Generator], Architecture]) -> list[Architecture]:
+        """Return ``count`` unseen architectures made by ``draw``, fewer only when the space has no more.
+
+        What ``draw`` returns is replaced by something unseen where it repeats: after a few tries a mutation of it, then
+        a random architecture, then whatever enumeration of the space finds.
+
+        Raises:
+            ValueError: ``count`` is negative.
+        """
+        if count < 0:
+            raise ValueError(f"count must be 0 or more, got {count}")
+        proposed: list[Architecture] = []
+        while len(proposed) < count and self.seen < self.problem.space.size():
+            architecture = self._unseen(draw, self.generator())
+            self._seen.add(architecture)
+            self._asked[architecture] = None
+            proposed.append(architecture)
+        return proposed
+
+    def _unseen(self, draw: Callable[[torch.Generator], Architecture], generator: torch.Generator) -> Architecture:
+        space = self.problem.space
+        architecture = draw(generator)
+        for _ in range(4):
+            if architecture not in self:
+                return architecture
+            architecture = draw(generator)
+        for _ in range(_TRIES // 4):
+            if architecture not in self:
+                return architecture
+            architecture = space.mutate(architecture, generator)
+        for _ in range(_TRIES):
+            if architecture not in self:
+                return architecture
+            architecture = space.sample(generator)
+        unseen = (candidate for candidate in space.architectures() if candidate not in self)
+        if space.size() > _ENUMERABLE:
+            return next(unseen)
+        rest = list(unseen)
+        return rest[int(torch.randint(len(rest), (), generator=generator))]
