@@ -3,7 +3,9 @@
 from search_spaces.architecture import Architecture, InvalidArchitectureError
 from search_spaces.choice import Candidate, Choice
 from search_spaces.convnet import ConvNetSpace, Head, Stage, Stem, mobilenet_v3_space
+from search_spaces.factory import FactorySpace, from_config
 from search_spaces.mlp import MLPSpace
+from search_spaces.report import SharingReport, TensorSharing, sharing_report
 from search_spaces.seeding import derive_seed
 from search_spaces.skeleton import fill, skeleton
 from search_spaces.slicing import (
@@ -14,29 +16,35 @@ from search_spaces.slicing import (
     TensorSlice,
 )
 from search_spaces.space import SearchSpace
-from search_spaces.spec import construct, describe, import_path
+from search_spaces.spec import construct, describe, import_path, load
 
 __all__ = [
     "Architecture",
     "Candidate",
     "Choice",
     "ConvNetSpace",
+    "FactorySpace",
     "Head",
     "InvalidArchitectureError",
     "MLPSpace",
     "SearchSpace",
+    "SharingReport",
     "SlicePlan",
     "Slicer",
     "SlicingError",
     "Stage",
     "Stem",
     "TensorRule",
+    "TensorSharing",
     "TensorSlice",
     "construct",
     "derive_seed",
     "describe",
     "fill",
+    "from_config",
     "import_path",
+    "load",
     "mobilenet_v3_space",
+    "sharing_report",
     "skeleton",
 ]

@@ -39,6 +39,9 @@ class TensorRule:
     source: str | Callable[[Architecture, str], str] | None = None
 
     def __post_init__(self) -> None:
+        for field_name in ("blocks", "crop"):  # keys read from JSON are text
+            given = getattr(self, field_name)
+            object.__setattr__(self, field_name, {int(dim): value for dim, value in given.items()})
         for dim, count in self.blocks.items():
             if dim < 0 or count < 1:
                 raise ValueError(f"TensorRule.blocks maps dimension >= 0 to count >= 1, got {{{dim}: {count}}}")

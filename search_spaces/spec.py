@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["construct", "describe", "import_path"]
+__all__ = ["construct", "describe", "import_path", "load"]
 
 
 def import_path(target: Any) -> str:
@@ -31,7 +31,12 @@ def import_path(target: Any) -> str:
     return f"{module}.{name}"
 
 
-def _load(path: str) -> Any:
+def load(path: str) -> Any:
+    """Return what :func:`import_path` named.
+
+    Raises:
+        ValueError: nothing of that name can be imported.
+    """
     module, _, name = path.rpartition(".")
     while module:
         try:
@@ -98,7 +103,7 @@ def construct(tree: Any, expected: type | None = None, **extra: Any) -> Any:
         ValueError: a path cannot be imported, an argument does not fit, or the result is of another class.
     """
     if isinstance(tree, Mapping) and "class_path" in tree and tree.keys() <= {"class_path", "init_args"}:
-        target: Callable[..., Any] = _load(tree["class_path"])
+        target: Callable[..., Any] = load(tree["class_path"])
         if expected is not None and not (inspect.isclass(target) and issubclass(target, expected)):
             raise ValueError(f"class_path {tree['class_path']!r} must name a subclass of {expected.__name__}")
         arguments = {name: construct(item) for name, item in (tree.get("init_args") or {}).items()}
