@@ -24,14 +24,14 @@ _ELEMENT = re.compile(r"(?P<argument>\w+)\.(?P<place>\d+|length|\*)")
 class FactorySpace(SearchSpace):
     """The architectures that one builder makes of different arguments.
 
-    ``builder(**fixed, **chosen)`` is the module: a class of the user's, ``timm.create_model``, :func:`from_config` with a
-    Hugging Face configuration. The supernet stores the tensors of the largest build, and every smaller build reads its
-    part of the tensor of the same name. At construction every candidate is built on ``meta`` and its plan derived, so a
-    builder that cannot be shared is an error here and never a wrong answer later.
+    ``builder(**fixed, **chosen)`` is the module: a class of the user's, ``timm.create_model``, :func:`from_config` with
+    a Hugging Face configuration. The supernet stores the tensors of the largest build, and every smaller build reads
+    its part of the tensor of the same name. At construction every candidate is built on ``meta`` and its plan derived,
+    so a builder that cannot be shared is an error here and never a wrong answer later.
 
     A list argument is written element by element: ``widths.length`` gives the candidates for its length, ``widths.0``,
-    ``widths.1``, ... those of each element, or ``widths.*`` those of all. Elements beyond the shortest length exist only
-    where the list is long enough.
+    ``widths.1``, ... those of each element, or ``widths.*`` those of all. Elements beyond the shortest length exist
+    only where the list is long enough.
 
     Args:
         builder: returns a module; works under ``torch.device("meta")``. A callable or its import path.
@@ -102,7 +102,7 @@ class FactorySpace(SearchSpace):
             length = lengths.get(argument)
             if place == "*" and length is None:
                 raise ValueError(
-                    f"choice {name!r} needs the choice '{argument}.length' to say how many elements there are"
+                    f"choice {name!r} needs a choice '{argument}.length' to say how many elements there are"
                 )
             places = range(_integer(length.candidates[-1])) if place == "*" and length else [int(place)]
             for position in places:
@@ -165,8 +165,8 @@ class FactorySpace(SearchSpace):
         ignored = [name for name, changes in seen.items() if not changes]
         if ignored:
             raise ValueError(
-                f"choices {ignored} change nothing in what builder {self._name} builds: no tensor shape, layer or module "
-                "attribute; does it use the argument?"
+                f"choices {ignored} change nothing in what builder {self._name} builds: no tensor shape, layer or "
+                "module attribute; does it use the argument?"
             )
 
     def _fingerprint(self, architecture: Architecture) -> list[object]:
@@ -216,9 +216,7 @@ class FactorySpace(SearchSpace):
         try:
             module = self._builder(**arguments)
         except Exception as error:
-            raise ValueError(
-                f"builder {self._name} failed with {arguments}: {type(error).__name__}: {error}"
-            ) from error
+            raise ValueError(f"builder {self._name} failed with {arguments}: {error!r}") from error
         if not isinstance(module, nn.Module):
             raise ValueError(f"builder {self._name} must return an nn.Module, got {type(module).__name__}")
         return module
@@ -243,6 +241,7 @@ def _integer(value: Candidate) -> int:
     return value
 
 
+@final
 class _Output(nn.Module):
     """A model that returns one field of what another returns."""
 

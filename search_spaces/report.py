@@ -19,8 +19,8 @@ class TensorSharing:
         name: its name.
         largest: its shape.
         smallest: the smallest size of each dimension among the probed architectures that have it.
-        how: ``"fixed"`` (always whole), ``"view"`` (parts share storage with it), ``"copy"`` (some parts are joined from
-            several blocks, so they are copied).
+        how: ``"fixed"`` (always whole), ``"view"`` (parts share storage with it), ``"copy"`` (some parts are joined
+            from several blocks, so they are copied).
         optional: whether some architectures do without it.
     """
 
@@ -59,18 +59,14 @@ class SharingReport:
         width = max((len(tensor.name) for tensor in self.tensors), default=6)
         total = sum(tensor.size for tensor in self.tensors)
         lines = [
-            f"{self.architectures:,} architectures; {total:,} shared parameters: {self.share('view'):.0%} cut as views, "
-            f"{self.share('copy'):.0%} as copies, {self.share('fixed'):.0%} fixed",
+            f"{self.architectures:,} architectures; {total:,} shared parameters: "
+            f"{self.share('view'):.0%} cut as views, {self.share('copy'):.0%} as copies, {self.share('fixed'):.0%} fixed",
             *(f"  choice {name}: changes {count} tensors" for name, count in self.changed_by.items()),
             f"  {'tensor':{width}}  use    smallest -> largest",
         ]
-        lines += [
-            f"  {t.name:{width}}  {t.how:5}  {'absent' if t.optional else ''}{' or ' if t.optional else ''}"
-            f"{t.smallest} -> {t.largest}"
-            if t.how != "fixed"
-            else f"  {t.name:{width}}  {t.how:5}  {'absent or ' if t.optional else ''}{t.largest}"
-            for t in self.tensors
-        ]
+        for t in self.tensors:
+            shapes = f"{t.largest}" if t.how == "fixed" else f"{t.smallest} -> {t.largest}"
+            lines.append(f"  {t.name:{width}}  {t.how:5}  {'absent or ' if t.optional else ''}{shapes}")
         return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from search_spaces.architecture import Architecture, InvalidArchitectureError
 from search_spaces.choice import Candidate, Choice
 from search_spaces.slicing import TensorRule
+from search_spaces.spec import describe
 
 __all__ = ["SearchSpace"]
 
@@ -61,9 +62,17 @@ class SearchSpace(ABC):
 
     @cached_property
     def digest(self) -> str:
-        """Identity of the space: 16 hexadecimal digits over its class and choices, equal in every process."""
+        """Identity of the space: 16 hexadecimal digits, equal in every process.
+
+        Over its class, its constructor arguments and its choices; over class and choices alone where the arguments
+        cannot be described, e.g. a builder that is a local function.
+        """
         choices = [[c.name, list(c.candidates), c.kind, c.requires] for c in self.choices]
-        text = json.dumps([type(self).__name__, choices])
+        try:
+            arguments = describe(self)
+        except ValueError:
+            arguments = type(self).__name__
+        text = json.dumps([arguments, choices], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
