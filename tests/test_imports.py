@@ -22,7 +22,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
 }
 FENCES: Mapping[str, tuple[str, ...]] = {
     "mlflow": ("trials/tracking.py",),
-    "optuna": ("trials/store.py", "nas/controllers/optuna.py"),
+    "optuna": ("trials/ledger.py", "trials/ledger.py", "nas/controllers/optuna.py"),
     "nni": ("nas/controllers/nni*.py",),
 }
 
@@ -63,7 +63,7 @@ def sources() -> dict[str, str]:
         ("nas/a.py", "import mlflow.pytorch", ["nas/a.py imports mlflow"]),
         ("nas/controllers/a.py", "from optuna import create_study", ["nas/controllers/a.py imports optuna"]),
         ("nas/controllers/nni_proxy.py", "import nni", []),
-        ("trials/store.py", "import optuna", []),
+        ("trials/ledger.py", "import optuna", []),
         ("supernets/a.py", "import hypernets, search_spaces, supernets.rules", []),
     ],
 )

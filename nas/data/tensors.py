@@ -114,7 +114,7 @@ class EpochOrder:
     def indices(self) -> Tensor:
         """Return the (len(self),) indices of this rank in the current epoch."""
         if not self.shuffle:
-            return torch.arange(self.rank, self.size, self.world_size)
+            return torch.arange(self.size)[self.rank :: self.world_size]
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
         order = torch.randperm(self.size, generator=generator)
         return order[self.rank :: self.world_size][: len(self)]
@@ -148,6 +148,7 @@ class TensorLoader:
     ) -> None:
         self.split = split
         self.sampler = order
+        self.batch_sampler = None  # Lightning looks for one wherever it finds a sampler
         self.batch_size = batch_size
         self.standardization = standardization
         self.augmentation = augmentation
