@@ -20,7 +20,7 @@ _HOMES = {
 }
 _LATER = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_LATER)  # noqa: PLE0605 - one list of names, in _HOMES
+__all__ = sorted(_LATER)
 
 
 def __getattr__(name: str) -> Any:

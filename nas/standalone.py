@@ -1,5 +1,6 @@
 """Training and scoring one static module, without a supernet and without a Trainer."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,8 +45,11 @@ class Recipe:
 
 def _forever(data: L.LightningDataModule, steps: int) -> Iterator[Any]:
     loader = data.train_dataloader()
+    set_epoch = getattr(getattr(loader, "sampler", None), "set_epoch", None)
     done = 0
-    while True:
+    for epoch in itertools.count():
+        if callable(set_epoch):
+            set_epoch(epoch)
         for batch in loader:
             yield batch
             done += 1
