@@ -120,4 +120,8 @@ class SharedWeights(WeightSource):
 
     @staticmethod
     def _transformed(plan: SlicePlan, stored: dict[str, Tensor], kernels: KernelTransform) -> dict[str, Tensor]:
-        return {part.name: kernels(part, stored[part.source]) for part in plan}
+        done: dict[tuple[str, tuple[tuple[int, int, int, int], ...]], Tensor] = {}  # tied parts are cut once
+        for part in plan:
+            if (part.source, part.cuts) not in done:
+                done[part.source, part.cuts] = kernels(part, stored[part.source])
+        return {part.name: done[part.source, part.cuts] for part in plan}

@@ -1,0 +1,152 @@
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+
+from search_spaces import Architecture, Choice, ConvNetSpace, MLPSpace, SearchSpace, Stage
+from supernets import SharedWeights, Supernet, WeightSource
+
+Batch = tuple[Tensor, Tensor]
+
+
+def spaces() -> dict[str, SearchSpace]:
+    return {
+        "mlp": MLPSpace(12, 4, widths=(6, 10), depths=(1, 2, 3)),
+        "residual": ConvNetSpace(
+            [Stage((4, 8), (1, 2), (3, 5, 7), (1, 2), block="residual")], 4, resolutions=(6, 8), per_block=True
+        ),
+        "inverted": ConvNetSpace(
+            [Stage((4, 8), (1, 2), (3, 5), (1, 2), squeeze_excite=True), Stage((8, 12), (1, 2), (3,), (2,), stride=2)],
+            4,
+            resolutions=(6, 8),
+        ),
+    }
+
+
+@pytest.fixture(params=list(spaces()))
+def space(request: pytest.FixtureRequest) -> SearchSpace:
+    return spaces()[request.param]
+
+
+@pytest.fixture(params=["shared", "kernel_transform"])
+def source(request: pytest.FixtureRequest, space: SearchSpace) -> WeightSource:
+    """Every weight source, at weights where nothing is still zero, one or identity."""
+    made = SharedWeights(space, seed=1, kernel_transform=request.param == "kernel_transform")
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return made
+
+
+@pytest.fixture
+def architectures(space: SearchSpace) -> list[Architecture]:
+    """Both ends and a few in between."""
+    generator = torch.Generator().manual_seed(3)
+    return [space.smallest(), space.largest(), *(space.sample(generator) for _ in range(4))]
+
+
+def random_inputs(space: SearchSpace, count: int = 5, seed: int = 0) -> Tensor:
+    (zeros,) = space.inputs(space.largest(), count)
+    return torch.randn(zeros.shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def inputs(space: SearchSpace) -> Tensor:
+    return random_inputs(space)
+
+
+class Batches:
+    """The same labelled batches at every pass; a train loader of any origin."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+@pytest.fixture
+def labelled() -> Callable[..., Batches]:
+    def make(space: SearchSpace, count: int = 2, size: int = 6, classes: int = 4) -> Batches:
+        generator = torch.Generator().manual_seed(5)
+        return Batches(
+            [
+                (random_inputs(space, size, seed=step), torch.randint(classes, (size,), generator=generator))
+                for step in range(count)
+            ]
+        )
+
+    return make
+
+
+class GradientRecorder(L.Callback):
+    """Keeps the gradients of the last optimiser step."""
+
+    def __init__(self) -> None:
+        self.gradients: dict[str, Tensor] = {}
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        self.gradients = {
+            name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in pl_module.named_parameters()
+        }
+
+
+@pytest.fixture
+def recorder() -> GradientRecorder:
+    return GradientRecorder()
+
+
+@pytest.fixture
+def fit(tmp_path: Any) -> Callable[..., L.Trainer]:
+    """Train quietly for ``steps`` steps."""
+
+    def run(supernet: Supernet, loader: Batches, steps: int, ckpt_path: str | None = None, **options: Any) -> L.Trainer:
+        trainer = L.Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_steps=steps,
+            max_epochs=-1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+            **options,
+        )
+        trainer.fit(supernet, loader, ckpt_path=ckpt_path, weights_only=True)
+        return trainer
+
+    return run
+
+
+class TiedAutoencoder(torch.nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.encode = torch.nn.Conv1d(width, width, 3, padding=1, bias=False)
+        self.decode = torch.nn.Conv1d(width, width, 3, padding=1, bias=False)
+        self.decode.weight = self.encode.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.decode(self.encode(x).relu())
+        return outputs
+
+
+class TiedSpace(SearchSpace):
+    choices = (Choice("width", (2, 4)),)
+
+    def build(self, architecture: Architecture) -> torch.nn.Module:
+        return TiedAutoencoder(architecture.integer("width"))
+
+    def inputs(self, architecture: Architecture, batch_size: int = 1) -> tuple[Tensor, ...]:
+        return (torch.zeros(batch_size, architecture.integer("width"), 5),)
+
+
+@pytest.fixture
+def tied_space() -> SearchSpace:
+    return TiedSpace()
