@@ -22,7 +22,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
 }
 FENCES: Mapping[str, tuple[str, ...]] = {
     "mlflow": ("trials/tracking.py",),
-    "optuna": ("trials/ledger.py", "trials/ledger.py", "nas/controllers/optuna.py"),
+    "optuna": ("trials/ledger.py", "nas/controllers/optuna.py"),
     "nni": ("nas/controllers/nni*.py",),
 }
 
