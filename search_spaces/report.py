@@ -60,7 +60,8 @@ class SharingReport:
         total = sum(tensor.size for tensor in self.tensors)
         lines = [
             f"{self.architectures:,} architectures; {total:,} shared parameters: "
-            f"{self.share('view'):.0%} cut as views, {self.share('copy'):.0%} as copies, {self.share('fixed'):.0%} fixed",
+            f"{self.share('view'):.0%} cut as views, {self.share('copy'):.0%} as copies, "
+            f"{self.share('fixed'):.0%} fixed",
             *(f"  choice {name}: changes {count} tensors" for name, count in self.changed_by.items()),
             f"  {'tensor':{width}}  use    smallest -> largest",
         ]
