@@ -1,14 +1,22 @@
 import os
 import random
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-
-os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "HF_HUB_OFFLINE": "1"}
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+# MLflow and the Hugging Face libraries read these when a test module imports them.
+CACHES = tempfile.TemporaryDirectory(prefix="weightloom-tests-")
+os.environ |= {
+    "DO_NOT_TRACK": "true",
+    "HF_HOME": CACHES.name,
+    "HF_HUB_OFFLINE": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")

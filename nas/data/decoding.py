@@ -1,6 +1,6 @@
 """Labelled images of a Hugging Face data set, decoded to tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,21 +57,22 @@ def decode(
         data: one split.
         image_column: ``None`` for the only image column.
         label_column: ``None`` for the only class label column.
-        size: height and width to resize to, by area averaging when shrinking (exact mean pooling for whole factors)
-            and bilinearly otherwise; ``None`` keeps the stored size.
+        size: height and width to resize to, by area averaging when shrinking (mean pooling for whole factors, to one
+            grey level) and bilinearly otherwise; ``None`` keeps the stored size.
         channels: 1 or 3; ``None`` takes those of the first image.
 
     Returns:
         Images (N, channels, H, W) uint8 and labels (N,).
 
     Raises:
-        ValueError: a column is missing, there are no images, they differ in size, or labels are not counted from 0.
+        ValueError: a column is missing, there are no images, one cannot be decoded, they differ in size, or labels are
+            not counted from 0.
     """
     images = pick_column(image_column, field="image_column", kind=Image, data=data)
     labels = pick_column(label_column, field="label_column", kind=ClassLabel, data=data)
     pixels: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
     classes: list[Any] = []
-    for batch in data.cast_column(images, Image()).iter(batch_size=256):
+    for batch in _batches(data, images):
         for picture in batch[images]:
             channels = channels or (1 if picture.mode in ("1", "L", "LA", "I", "I;16") else 3)
             pixels.append(_pixels(picture, size=size, channels=channels))
@@ -85,6 +86,19 @@ def decode(
         raise ValueError("data: a split holds no images; give one that does")
     stacked = torch.from_numpy(np.stack(pixels))
     return ImageSplit(images=stacked.permute(0, 3, 1, 2).contiguous(), labels=_class_indices(classes, column=labels))
+
+
+def _batches(data: Dataset | IterableDataset, column: str) -> Iterator[dict[str, Any]]:
+    done = 0
+    try:
+        for batch in data.cast_column(column, Image()).iter(batch_size=256):
+            yield batch
+            done += len(batch[column])
+    except (NotImplementedError, OSError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"data.image_column={column!r} must hold encoded images, one of the 256 from example {done} on cannot be "
+            f"decoded ({error}); choose another column or repair the file"
+        ) from error
 
 
 def _pixels(picture: Picture, *, size: int | None, channels: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -55,9 +55,20 @@ def parquet_files(path: str) -> dict[str, list[str]]:
 
 
 def folder_splits(files: Mapping[str, list[str]]) -> Mapping[str, Any]:
-    """Open parquet files as streams, which leaves no second copy in the Hugging Face cache."""
-    from datasets import load_dataset
+    """Open parquet files as streams, which leaves no second copy in the Hugging Face cache.
 
+    Raises:
+        ValueError: a file is not a whole parquet file.
+    """
+    import pyarrow
+    from datasets import load_dataset
+    from pyarrow import parquet
+
+    for name in (name for names in files.values() for name in names):
+        try:
+            parquet.read_metadata(name)
+        except pyarrow.ArrowInvalid as error:
+            raise ValueError(f"data.path: {name} cannot be read as parquet ({error}); download it again") from error
     streams: Mapping[str, Any] = load_dataset("parquet", data_files=dict(files), streaming=True)
     return streams
 
