@@ -60,7 +60,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     Raises:
         ValueError: keys or shapes differ; all differences are named, and nothing has been replaced.
     """
-    places: list[tuple[nn.Module, dict[str, Any], str, Tensor, bool]] = []
+    places: list[tuple[dict[str, Any], str, Tensor, bool]] = []
     problems: list[str] = []
     used = 0
     for prefix, child in module.named_modules(remove_duplicate=False):
@@ -76,7 +76,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
                 used += 1
                 if given.shape != current.shape:
                     problems.append(f"{start + leaf}: expected {tuple(current.shape)}, got {tuple(given.shape)}")
-                places.append((child, owner, leaf, given, trainable))
+                places.append((owner, leaf, given, trainable))
     if used < len(tensors):
         known = module.state_dict(keep_vars=True).keys()
         problems.extend(f"{name}: unexpected" for name in tensors if name not in known)
@@ -84,14 +84,11 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
         raise ValueError("tensors do not fit the module: " + "; ".join(problems))
     made: dict[int, nn.Parameter] = {}
     with torch.no_grad():
-        for child, owner, leaf, given, trainable in places:
+        for owner, leaf, given, trainable in places:
             if trainable:
                 if id(given) not in made:
                     made[id(given)] = nn.Parameter(given.detach(), requires_grad=False)
-                if type(child).__setattr__ is nn.Module.__setattr__:
-                    owner[leaf] = made[id(given)]
-                else:  # a recurrent layer keeps its parameters in a second list as well
-                    setattr(child, leaf, made[id(given)])
+                owner[leaf] = made[id(given)]
             else:
                 owner[leaf] = given.detach()
     return module
