@@ -130,6 +130,16 @@ class History:
         """Return a fresh generator for the next proposal, seeded by the problem and by how much has been seen."""
         return torch.Generator().manual_seed(derive_seed(self.problem.seed, "ask", self.seen))
 
+    def room(self, count: int) -> int:
+        """Return how many of ``count`` architectures the space still has.
+
+        Raises:
+            ValueError: ``count`` is negative.
+        """
+        if count < 0:
+            raise ValueError(f"count must be 0 or more, got {count}")
+        return min(count, self.problem.space.size() - self.seen)
+
     def propose(self, count: int, draw: Callable[[torch.Generator], Architecture]) -> list[Architecture]:
         """Return ``count`` unseen architectures made by ``draw``, fewer only when the space has no more.
 
@@ -139,10 +149,8 @@ class History:
         Raises:
             ValueError: ``count`` is negative.
         """
-        if count < 0:
-            raise ValueError(f"count must be 0 or more, got {count}")
         proposed: list[Architecture] = []
-        while len(proposed) < count and self.seen < self.problem.space.size():
+        for _ in range(self.room(count)):
             architecture = self._unseen(draw, self.generator())
             self._seen.add(architecture)
             self._asked[architecture] = None
