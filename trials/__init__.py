@@ -15,7 +15,10 @@ from trials.trial import Candidate, Direction, Measurement, Metric, Outcome, Tri
 from trials.urls import redact
 
 if TYPE_CHECKING:
+    from trials.logger import TrackingLogger
+    from trials.mirror import Mirror, MirrorReport, mirror
     from trials.store import StoreUnavailableError, StudyNotFoundError, TrialStore
+    from trials.tracking import ModelNotFoundError, ResolvedModel, Tracker, TrackingUnavailableError, tracking_uri
 
 __all__ = [
     "Candidate",
@@ -25,30 +28,48 @@ __all__ = [
     "Limit",
     "Measurement",
     "Metric",
+    "Mirror",
+    "MirrorReport",
+    "ModelNotFoundError",
     "Outcome",
     "OutcomeFolder",
     "ProcessExecutor",
+    "ResolvedModel",
     "SerialExecutor",
     "StoreUnavailableError",
     "StudyMismatchError",
     "StudyNotFoundError",
     "StudySpec",
+    "Tracker",
+    "TrackingLogger",
+    "TrackingUnavailableError",
     "Trial",
     "TrialState",
     "TrialStore",
     "crowding_distance",
     "hypervolume",
+    "mirror",
     "non_dominated",
     "non_dominated_rank",
     "parse_limits",
     "redact",
+    "tracking_uri",
     "write_atomically",
 ]
 
 _LATER = {
+    "Mirror": "trials.mirror",
+    "MirrorReport": "trials.mirror",
+    "ModelNotFoundError": "trials.tracking",
+    "ResolvedModel": "trials.tracking",
     "StoreUnavailableError": "trials.store",
     "StudyNotFoundError": "trials.store",
+    "Tracker": "trials.tracking",
+    "TrackingLogger": "trials.logger",
+    "TrackingUnavailableError": "trials.tracking",
     "TrialStore": "trials.store",
+    "mirror": "trials.mirror",
+    "tracking_uri": "trials.tracking",
 }
 
 

@@ -210,11 +210,12 @@ def _attach(storage: BaseStorage, spec: StudySpec) -> tuple[int, StudySpec, str]
     study_id, created = _find_or_create(storage, spec.name, directions)
     patience = 0.0 if created else time.monotonic() + _CREATION_PATIENCE_S
     attributes = storage.get_study_user_attrs(study_id)
-    while "nas.spec" not in attributes and time.monotonic() < patience:
+    used = bool(storage.get_all_trials(study_id, deepcopy=False))
+    while "nas.spec" not in attributes and not used and time.monotonic() < patience:
         time.sleep(0.05)
         attributes = storage.get_study_user_attrs(study_id)
     if "nas.spec" not in attributes:
-        if storage.get_all_trials(study_id, deepcopy=False) or storage.get_study_directions(study_id) != directions:
+        if used or storage.get_study_directions(study_id) != directions:
             raise StudyMismatchError(f"study {spec.name!r} exists and was made by another tool; use another study name")
         storage.set_study_system_attr(study_id, "study:metric_names", [metric.name for metric in spec.objectives])
         storage.set_study_user_attr(study_id, "nas.token", secrets.token_hex(8))

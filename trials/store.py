@@ -42,6 +42,7 @@ class TrialStore:
         heartbeat_s: Seconds between two signs of life of running trials.
         lease_s: Silence in seconds after which a process on another host counts as dead.
         max_retries: How often an architecture is tried again after its process died.
+        settle: Whether to settle at once what dead processes left; a mere reader does not.
 
     Raises:
         StoreUnavailableError: If the storage cannot be opened.
@@ -58,6 +59,7 @@ class TrialStore:
         heartbeat_s: float = 60.0,
         lease_s: float = 300.0,
         max_retries: int = 2,
+        settle: bool = True,
     ) -> None:
         if not 0 < heartbeat_s < lease_s:
             raise ValueError(f"heartbeat_s must be positive and below lease_s, got {heartbeat_s} and {lease_s}")
@@ -66,6 +68,7 @@ class TrialStore:
         self.heartbeat_s = heartbeat_s
         self.lease_s = lease_s
         self.max_retries = max_retries
+        self.settle = settle
         self._ledger = Ledger(url, spec)
         self.spec = self._ledger.spec
         self.outcomes = OutcomeFolder(Path(runs).absolute() / self.spec.name / "outcomes", self._ledger.token)
@@ -74,17 +77,18 @@ class TrialStore:
         self._claims = Claims()
         self._mine: set[int] = set()
         self._heartbeat: Heartbeat | None = None
-        self.reconcile()
+        if settle:
+            self.reconcile()
 
     @classmethod
     def load(cls, url: str, study: str, *, runs: str | os.PathLike[str] = "runs") -> TrialStore:
-        """Open an existing study by name, taking its question from the storage.
+        """Open an existing study to read it, taking its question from the storage; nothing is settled.
 
         Raises:
             StoreUnavailableError: If the storage does not exist or cannot be opened.
             StudyNotFoundError: If there is no such study in it.
         """
-        return cls(url, read_spec(url, study), runs=runs)
+        return cls(url, read_spec(url, study), runs=runs, settle=False)
 
     @staticmethod
     def studies(url: str) -> tuple[str, ...]:

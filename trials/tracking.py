@@ -1,0 +1,422 @@
+"""MLflow, where people look: runs, artifacts and registered models. The only file that imports it.
+
+Everything goes through a client with explicit ids; no global active run is touched. MLflow costs more than a second to
+import, so it is imported when a tracker is made.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sqlite3
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from trials.urls import redact
+
+__all__ = [
+    "ModelNotFoundError",
+    "Point",
+    "ResolvedModel",
+    "TrackedRun",
+    "Tracker",
+    "TrackingUnavailableError",
+    "artifact_location",
+    "check_tracking",
+    "log_new_params",
+    "tracking_name",
+    "tracking_uri",
+]
+
+_BATCH = 100
+_LONGEST_PARAM = 6000
+_LONGEST_TAG = 5000
+_PROBE_TIMEOUT_S = 5.0
+_FORBIDDEN = re.compile(r"[^\w./ -]")
+_MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+
+
+class TrackingUnavailableError(RuntimeError):
+    """MLflow is absent, unreachable or not writable."""
+
+
+class ModelNotFoundError(LookupError):
+    """No registered model answers to a model address."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of a metric: its name, the value, seconds since the epoch and a step."""
+
+    name: str
+    value: float
+    time: float
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run as MLflow knows it: its id, its status and its tags."""
+
+    run_id: str
+    status: str
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A registered model version and a local folder with its files.
+
+    Args:
+        folder: The files, read-only by convention.
+        name: Name of the registered model.
+        version: Its version.
+        tags: Tags of the version.
+        run_id: The run that made it, if known.
+    """
+
+    folder: Path
+    name: str
+    version: int
+    tags: Mapping[str, str]
+    run_id: str | None
+
+
+def tracking_uri(uri: str | None = None) -> str:
+    """Return an absolute tracking address.
+
+    Args:
+        uri: An address, ``None`` for ``MLFLOW_TRACKING_URI`` or, without it, ``mlflow.db`` in the working directory.
+
+    Returns:
+        The address; the path of a sqlite address is made absolute, so that it means the same in every process.
+    """
+    chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if not chosen.startswith("sqlite:///"):
+        return chosen
+    return f"sqlite:///{Path(chosen.removeprefix('sqlite:///')).absolute()}"
+
+
+def artifact_location(uri: str, experiment: str) -> str | None:
+    """Return where the artifacts of a new experiment go: beside the database, or where a server decides."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    folder = Path(tracking_uri(uri).removeprefix("sqlite:///")).parent / "mlartifacts"
+    return (folder / re.sub(r"[^\w.-]", "_", experiment)).as_uri()
+
+
+def tracking_name(name: str) -> str:
+    """Return a metric, parameter or tag name with what MLflow does not accept replaced by underscores."""
+    return _FORBIDDEN.sub("_", name)
+
+
+def log_new_params(client: Any, run_id: str, params: Mapping[str, str]) -> None:
+    """Log the parameters that a run does not have yet; those it has cannot be changed.
+
+    Args:
+        client: An ``MlflowClient``.
+        run_id: The run.
+        params: Texts by parameter name.
+    """
+    from mlflow.entities import Param
+
+    known = client.get_run(run_id).data.params
+    named = {tracking_name(key): value[:_LONGEST_PARAM] for key, value in params.items()}
+    fresh = [Param(key, value) for key, value in named.items() if key not in known]
+    for start in range(0, len(fresh), _BATCH):
+        client.log_batch(run_id, params=fresh[start : start + _BATCH])
+
+
+def check_tracking(uri: str) -> None:
+    """Find out within seconds whether MLflow can be written, where its client would retry for minutes.
+
+    Raises:
+        TrackingUnavailableError: With the address, the reason and the way out.
+    """
+    try:
+        if uri.startswith("sqlite:///"):
+            path = Path(uri.removeprefix("sqlite:///"))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(path, timeout=_PROBE_TIMEOUT_S)) as database:
+                database.execute("BEGIN IMMEDIATE")
+                database.execute("CREATE TABLE IF NOT EXISTS weightloom_probe (id INTEGER)")
+                database.rollback()
+        elif uri.startswith(("http://", "https://")):
+            with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=_PROBE_TIMEOUT_S):
+                return
+    except urllib.error.HTTPError:
+        return  # somebody answers; what it thinks of us is for the client to find out
+    except (OSError, sqlite3.Error) as error:
+        raise _unavailable(uri, error) from error
+
+
+def _unavailable(uri: str, error: BaseException) -> TrackingUnavailableError:
+    lines = str(error).strip().splitlines()
+    reason = lines[0] if lines else type(error).__name__
+    return TrackingUnavailableError(
+        f"MLflow must be reachable and writable at {redact(uri)}, it is not ({reason}); "
+        "check the address, the permissions and, for a server, that it runs"
+    )
+
+
+class Tracker:
+    """One experiment of one MLflow.
+
+    Args:
+        uri: Tracking address, see :func:`tracking_uri`.
+        experiment: Name of the experiment, created when missing with its artifacts beside the database.
+
+    Raises:
+        TrackingUnavailableError: If MLflow is not installed, or cannot be reached or written.
+    """
+
+    def __init__(self, uri: str | None = None, experiment: str = "weightloom") -> None:
+        self.uri = tracking_uri(uri)
+        self.experiment = experiment
+        check_tracking(self.uri)
+        with self._translated():
+            from mlflow import MlflowClient
+
+            self._client = MlflowClient(self.uri, registry_uri=self.uri)
+            found = self._client.get_experiment_by_name(experiment)
+            if found is None:
+                location = artifact_location(self.uri, experiment)
+                self.experiment_id: str = self._client.create_experiment(experiment, artifact_location=location)
+            else:
+                self.experiment_id = found.experiment_id
+
+    def start_run(
+        self, name: str, *, tags: Mapping[str, str], parent: str | None = None, started: float | None = None
+    ) -> str:
+        """Create a run and return its id.
+
+        Args:
+            name: What people see.
+            tags: Tags of the run.
+            parent: Id of the run under which it is shown.
+            started: Seconds since the epoch; now when left out.
+        """
+        nested = {} if parent is None else {"mlflow.parentRunId": parent}
+        with self._translated():
+            run = self._client.create_run(
+                self.experiment_id,
+                start_time=None if started is None else int(started * 1000),
+                tags={key: value[:_LONGEST_TAG] for key, value in {**tags, **nested}.items()},
+                run_name=name,
+            )
+        return str(run.info.run_id)
+
+    def runs(self, tags: Mapping[str, str]) -> list[TrackedRun]:
+        """Return the runs of the experiment that carry all these tags, oldest first."""
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        found: list[TrackedRun] = []
+        token: str | None = None
+        with self._translated():
+            while True:
+                page = self._client.search_runs(
+                    [self.experiment_id],
+                    query,
+                    max_results=1000,
+                    order_by=["attributes.start_time ASC"],
+                    page_token=token,
+                )
+                found += [TrackedRun(run.info.run_id, run.info.status, dict(run.data.tags)) for run in page]
+                token = page.token
+                if not token:
+                    return found
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        points: Iterable[Point] = (),
+        params: Mapping[str, object] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write metrics, parameters and tags of a run in as few calls as MLflow allows.
+
+        Values that are infinite or not a number are left out: MLflow would store a stand-in that looks measured.
+        """
+        from mlflow.entities import Metric, Param, RunTag
+
+        metrics = [
+            Metric(tracking_name(point.name), point.value, int(point.time * 1000), point.step)
+            for point in points
+            if math.isfinite(point.value)
+        ]
+        pairs = [Param(tracking_name(key), str(value)[:_LONGEST_PARAM]) for key, value in (params or {}).items()]
+        labels = [RunTag(tracking_name(key), value[:_LONGEST_TAG]) for key, value in (tags or {}).items()]
+        with self._translated():
+            for start in range(0, max(len(metrics), len(pairs), len(labels)), _BATCH):
+                part = slice(start, start + _BATCH)
+                self._client.log_batch(run_id, metrics=metrics[part], params=pairs[part], tags=labels[part])
+
+    def last_step(self, run_id: str, metric: str) -> int | None:
+        """Return the highest step at which a metric of a run was logged."""
+        with self._translated():
+            history = self._client.get_metric_history(run_id, tracking_name(metric))
+        return max((entry.step for entry in history), default=None)
+
+    def end_run(self, run_id: str, status: str, *, finished: float | None = None) -> None:
+        """End a run as ``FINISHED``, ``FAILED`` or ``KILLED``, at a time in seconds since the epoch."""
+        with self._translated():
+            self._client.set_terminated(run_id, status, None if finished is None else int(finished * 1000))
+
+    def reopen_run(self, run_id: str) -> None:
+        """Set an ended run back to ``RUNNING``."""
+        with self._translated():
+            self._client.update_run(run_id, status="RUNNING")
+
+    def delete_run(self, run_id: str) -> None:
+        """Remove a run from sight."""
+        with self._translated():
+            self._client.delete_run(run_id)
+
+    def log_artifacts(self, run_id: str, folder: str | os.PathLike[str], path: str | None = None) -> None:
+        """Upload a folder under a run, optionally below ``path``.
+
+        Raises:
+            FileNotFoundError: If the folder does not exist.
+        """
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"the folder to log must exist, got {os.fspath(folder)}")
+        with self._translated():
+            self._client.log_artifacts(run_id, os.fspath(folder), path)
+
+    def log_config(self, run_id: str, text: str, file: str = "config.yaml") -> None:
+        """Keep a configuration as a text artifact of a run."""
+        with self._translated():
+            self._client.log_text(run_id, text, file)
+
+    def register_folder(
+        self,
+        folder: str | os.PathLike[str],
+        name: str,
+        *,
+        alias: str | Sequence[str] = (),
+        tags: Mapping[str, str] | None = None,
+        run_id: str | None = None,
+        kind: str = "subnetwork",
+    ) -> int:
+        """Make a folder a new version of a registered model.
+
+        The version appears after its files are uploaded and the aliases move last, so that nobody resolves a model that
+        is half there.
+
+        Args:
+            folder: The files.
+            name: Name of the registered model, created when missing.
+            alias: Aliases that shall point to the new version.
+            tags: Tags of the version.
+            run_id: The run that made the files.
+            kind: Type of the logged model, such as ``supernet``.
+
+        Returns:
+            The version.
+
+        Raises:
+            FileNotFoundError: If the folder does not exist.
+            TrackingUnavailableError: If MLflow refuses.
+        """
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"the folder to register must exist, got {os.fspath(folder)}")
+        from mlflow.exceptions import MlflowException
+
+        client = self._client
+        with self._translated():
+            model = client.create_logged_model(
+                self.experiment_id, tracking_name(name), source_run_id=run_id, tags=dict(tags or {}), model_type=kind
+            )
+            client.log_model_artifacts(model.model_id, os.fspath(folder))
+            client.finalize_logged_model(model.model_id, "READY")
+            try:
+                client.create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            version = client.create_model_version(
+                name, model.artifact_location, run_id=run_id, tags=dict(tags or {}), model_id=model.model_id
+            )
+            for label in (alias,) if isinstance(alias, str) else alias:
+                client.set_registered_model_alias(name, label, version.version)
+        return int(version.version)
+
+    def tag_version(self, name: str, version: int, tags: Mapping[str, str]) -> None:
+        """Set tags of a model version."""
+        with self._translated():
+            for key, value in tags.items():
+                self._client.set_model_version_tag(name, str(version), key, value)
+
+    def resolve(self, uri: str) -> ResolvedModel:
+        """Find a registered model version and make its files local.
+
+        Args:
+            uri: ``models:/NAME@alias`` or ``models:/NAME/3``.
+
+        Raises:
+            ValueError: If the address has another form.
+            ModelNotFoundError: If nothing answers to it, naming what is there.
+        """
+        match = _MODEL_URI.fullmatch(uri)
+        if match is None:
+            raise ValueError(f"a model address must read models:/NAME@alias or models:/NAME/3, got {uri!r}")
+        name, alias, number = match["name"], match["alias"], match["version"]
+        from mlflow.exceptions import MlflowException
+
+        with self._translated():
+            try:
+                find = self._client.get_model_version_by_alias if alias else self._client.get_model_version
+                version = find(name, alias or number)
+            except MlflowException as error:
+                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    raise
+                raise ModelNotFoundError(
+                    f"{uri} must be a registered model in {redact(self.uri)}, it is not; there is: {self._known(name)}"
+                ) from None
+            folder = self._local(str(version.source))
+        return ResolvedModel(folder, name, int(version.version), dict(version.tags), version.run_id or None)
+
+    def _known(self, name: str) -> str:
+        models = {model.name: model for model in self._client.search_registered_models(max_results=100)}
+        if name not in models:
+            return "models " + (", ".join(sorted(models)) or "none")
+        versions = [version.version for version in self._client.search_model_versions(f"name = '{name}'")]
+        aliases = self._client.get_registered_model(name).aliases
+        return f"versions {sorted(int(item) for item in versions)}, aliases {sorted(aliases) or 'none'}"
+
+    def _local(self, source: str) -> Path:
+        parsed = urlparse(source)
+        if parsed.scheme == "file":
+            return Path(unquote(parsed.path))
+        from mlflow.artifacts import download_artifacts
+
+        return Path(download_artifacts(artifact_uri=source, tracking_uri=self.uri))
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn what MLflow and its layers raise into one error of ours."""
+        try:
+            yield
+        except (TrackingUnavailableError, ModelNotFoundError, FileNotFoundError):
+            raise
+        except ImportError as error:
+            raise TrackingUnavailableError(
+                f"MLflow must be installed to write to {redact(self.uri)}, it is not ({error}); pip install mlflow"
+            ) from error
+        except Exception as error:
+            if not _is_mlflow_trouble(error):
+                raise
+            raise _unavailable(self.uri, error) from error
+
+
+def _is_mlflow_trouble(error: Exception) -> bool:
+    """Return whether the error comes from MLflow, its database layer, its transport or the file system."""
+    origins: Any = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return isinstance(error, OSError) or bool(origins & {"mlflow", "sqlalchemy", "sqlite3", "requests", "alembic"})
