@@ -20,7 +20,7 @@ def import_path(target: Any) -> str:
         ValueError: the target cannot be imported by name (a lambda, a local function, something in ``__main__``).
     """
     module, name = target.__module__, target.__qualname__
-    if module == "__main__" or "<" in name:
+    if module is None or module == "__main__" or "<" in name:
         raise ValueError(
             f"{module}.{name} cannot be imported by name, so a checkpoint could not refer to it; "
             "move it to the top level of a module"

@@ -1,0 +1,83 @@
+import functools
+import json
+import math
+from dataclasses import dataclass
+
+import pytest
+from torch import nn
+
+from search_spaces import Architecture, Choice, MLPSpace, SearchSpace, construct, describe, import_path, load
+from tests.search_spaces.models import UserCNN
+
+
+@dataclass(frozen=True)
+class Pair:
+    first: object
+    second: object = None
+
+
+class Forgetful:
+    """Does not keep its argument."""
+
+    def __init__(self, size: int) -> None:
+        del size
+
+
+def test_an_object_is_described_by_class_and_arguments_all_the_way_down():
+    tree = describe(Pair([Choice("a", (1, 2))], {"key": Pair(1.5)}))
+    assert json.loads(json.dumps(tree)) == tree
+    assert tree["class_path"] == "tests.search_spaces.test_spec.Pair"
+    assert tree["init_args"]["first"][0]["class_path"] == "search_spaces.Choice"
+    again = construct(tree)
+    assert again == Pair([Choice("a", (1, 2))], {"key": Pair(1.5)})
+
+
+def test_constructor_arguments_can_be_left_out_and_given_later():
+    tree = describe(Pair(1, MLPSpace(4, 2)), exclude=["second"])
+    assert tree["init_args"] == {"first": 1}
+    assert construct(tree, second="later") == Pair(1, "later")
+
+
+def test_callables_are_described_by_import_path():
+    assert describe(UserCNN) == "tests.search_spaces.models.UserCNN"
+    assert import_path(MLPSpace) == "search_spaces.MLPSpace"
+    assert describe(math.floor) == "math.floor"
+    assert describe(Architecture.from_json) == "search_spaces.Architecture.from_json"
+    assert describe(functools.partial(UserCNN, widths=[4])) == {
+        "class_path": "tests.search_spaces.models.UserCNN",
+        "init_args": {"widths": [4]},
+    }
+    assert load("torch.nn.modules.linear.Linear") is nn.Linear
+    assert load("search_spaces.Architecture.from_json") == Architecture.from_json
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (Forgetful(3), r"Forgetful must keep its constructor arguments as attributes; missing \['size'\]"),
+        (lambda: 0, "cannot be imported by name"),
+        ({}.get, "cannot be imported by name"),
+        (functools.partial(math.floor, 1.5), "only keyword arguments of a partial"),
+    ],
+)
+def test_what_cannot_be_described_says_why(value, message):
+    with pytest.raises(ValueError, match=message):
+        describe(value)
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"class_path": "no.such.thing", "init_args": {}}, "'no.such.thing' cannot be imported"),
+        ({"class_path": "search_spaces.Nothing"}, "class_path 'search_spaces.Nothing'"),
+        ({"class_path": "search_spaces.Choice"}, "'search_spaces.Choice' must name a subclass of SearchSpace"),
+        (
+            {"class_path": "search_spaces.MLPSpace", "init_args": {"in_feature": 4}},
+            "init_args of 'search_spaces.MLPSpace'",
+        ),
+        ({"in_features": 4}, "expected a mapping with class_path and init_args for a SearchSpace"),
+    ],
+)
+def test_a_tree_that_does_not_fit_says_what_is_wrong(tree, message):
+    with pytest.raises(ValueError, match=message):
+        construct(tree, SearchSpace)
