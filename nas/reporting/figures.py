@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from nas.reporting.panels import Axis, Ink, Panel, panels, parallel, show, why
+from nas.reporting.panels import Axis, Ink, Panel, brief, panels, parallel, show, why
 from nas.reporting.summary import Summary
 from trials import Trial, TrialState
 
@@ -43,6 +43,7 @@ def _layout(height: int, **more: object) -> dict[str, object]:
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "hoverlabel": {"align": "left", "bgcolor": "white", "bordercolor": Ink.LIMIT.value, "font": _FONT},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": Ink.LIMIT.value, "activecolor": Ink.SOFT.value},
         "legend": {"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"},
         **more,
     }
@@ -52,8 +53,8 @@ def _axis_style(axis: Axis) -> dict[str, object]:
     return {
         "title": {"text": _escape(axis.title), "standoff": 10},
         "type": "log" if axis.log else "linear",
-        "tickformat": ".1%" if axis.percent else ("~s" if axis.log else ""),
-        "dtick": "D1" if axis.log else None,
+        "tickformat": ".1%" if axis.percent else "",
+        **({"tickvals": axis.ticks, "ticktext": [brief(tick) for tick in axis.ticks]} if axis.log else {}),
         "gridcolor": Ink.GRID.value,
         "linecolor": Ink.LIMIT.value,
         "ticks": "outside",
@@ -120,7 +121,11 @@ def pareto_figure(summary: Summary) -> go.Figure:
                 summary.in_state(TrialState.INFEASIBLE),
                 {"color": grey, "size": 7, "symbol": "circle-open"},
             ),
-            ("front", summary.front, {"color": Ink.FRONT.value, "size": 11, "line": {"color": "white", "width": 1.5}}),
+            (
+                "best" if len(summary.spec.objectives) == 1 else "front",
+                summary.front,
+                {"color": Ink.FRONT.value, "size": 11, "line": {"color": "white", "width": 1.5}},
+            ),
         ]
         for name, trials, marker in groups:
             measured = panel.measured(trials)
@@ -134,7 +139,8 @@ def pareto_figure(summary: Summary) -> go.Figure:
             figure.add_vline(x=bound, **dotted)
         for bound in panel.y.bounds:
             figure.add_hline(y=bound, **dotted)
-        if strip:
+        figure.update_xaxes(showticklabels=True, row=1, col=column)
+        if panel.half_measured(apart):
             for state, (symbol, colour) in cross.items():
                 found = [trial for trial in panel.half_measured(apart) if trial.state is state]
                 if found:
@@ -178,8 +184,10 @@ def parallel_figure(summary: Summary) -> go.Figure:
         if line.ticks:
             low, high = line.ticks[0], line.ticks[-1]
             dimension |= {"tickvals": list(line.ticks), "ticktext": list(line.texts), "range": [low, high + 1e-9]}
-        elif line.percent:
-            dimension["tickformat"] = ".1%"
+        else:
+            low, high = min(line.values), max(line.values)
+            ticks = [low + (high - low) * part / 4 for part in range(5)] if high > low else [low]
+            dimension |= {"tickvals": ticks, "ticktext": [show(tick, line.unit) for tick in ticks]}
         dimensions.append(dimension)
     first = summary.spec.objectives[0]
     colours = [[0, "#d5deea"], [0.5, "#7f9fc4"], [0.85, "#3b5f8f"], [1, Ink.FRONT.value]]

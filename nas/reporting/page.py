@@ -26,7 +26,7 @@ body { margin: 0; background: #f8f9fa; color: var(--text); line-height: 1.5;
 main { max-width: 1180px; margin: 0 auto; padding: 36px 24px 64px; }
 h1 { font-size: 28px; font-weight: 650; margin: 0 0 4px; letter-spacing: -0.01em; }
 h2 { font-size: 18px; font-weight: 650; margin: 0 0 2px; }
-p { margin: 0 0 12px; color: var(--soft); max-width: 80ch; }
+p { margin: 0 0 12px; color: var(--soft); max-width: 105ch; }
 .facts { display: flex; flex-wrap: wrap; gap: 12px; margin: 22px 0; }
 .fact { background: white; border: 1px solid var(--line); border-radius: 10px; padding: 10px 16px; min-width: 110px; }
 .fact b { display: block; font-size: 21px; font-weight: 650; font-variant-numeric: tabular-nums; }
@@ -52,7 +52,7 @@ def _figure(figure: go.Figure, name: str) -> str:
 
 
 def _section(title: str, note: str, body: str) -> str:
-    return f"<section><h2>{html.escape(title)}</h2><p>{html.escape(note)}</p>{body}</section>"
+    return f"<section><h2>{html.escape(title)}</h2><p>{html.escape(note).replace(' %', '&nbsp;%')}</p>{body}</section>"
 
 
 def _fact(value: str, label: str) -> str:
@@ -73,7 +73,8 @@ def _facts(summary: Summary) -> str:
             best = min(values) if metric.direction == "minimize" else max(values)
             word = "lowest" if metric.direction == "minimize" else "highest"
             facts.append(_fact(show(best, metric.unit), f"{word} {metric.name}"))
-        facts.append(_fact(f"{summary.progress[-1].share:.1%}", "hypervolume"))
+        if len(summary.spec.objectives) > 1:
+            facts.append(_fact(f"{summary.progress[-1].share:.1%}", "hypervolume"))
     return f'<div class="facts">{"".join(facts)}</div>'
 
 
@@ -144,11 +145,6 @@ def _sections(summary: Summary) -> list[str]:
             _figure(pareto_figure(summary), "pareto"),
         ),
         _section(
-            "The front" if not single else "The best trial",
-            "Best first. The same is in front.csv and front.json.",
-            _front_table(summary),
-        ),
-        _section(
             "Hypervolume",
             "Dominated after each trial, as a share of the box between the best value of every objective and the "
             f"reference point ({_corner(summary)}). The reference is one point for the whole curve.",
@@ -164,6 +160,13 @@ def _sections(summary: Summary) -> list[str]:
                 _figure(parallel_figure(summary), "choices"),
             )
         )
+    found.append(
+        _section(
+            "The front" if not single else "The best trial",
+            "Best first. The same is in front.csv and front.json.",
+            _front_table(summary),
+        )
+    )
     return found
 
 

@@ -9,7 +9,7 @@ from itertools import combinations
 from nas.reporting.summary import Summary
 from trials import Candidate, Metric, StudySpec, Trial, TrialState
 
-__all__ = ["Axis", "Dimension", "Ink", "Panel", "outline", "panels", "parallel", "show", "why"]
+__all__ = ["Axis", "Dimension", "Ink", "Panel", "brief", "outline", "panels", "parallel", "show", "why"]
 
 _LOG_SPAN = 30.0
 _MAX_DIMENSIONS = 40
@@ -26,6 +26,14 @@ class Ink(StrEnum):
     TEXT = "#212529"
     SOFT = "#6c757d"
     GRID = "#e9ecef"
+
+
+def brief(value: float) -> str:
+    """Return a tick label: 0.05, 200, 30k, 4M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
 
 
 def show(value: float, unit: str) -> str:
@@ -47,11 +55,13 @@ class Axis:
         metric: what is measured; ``None`` for the trial number.
         log: whether values span enough to be drawn in logarithms.
         bounds: limits to draw.
+        ticks: where a logarithmic axis is labelled.
     """
 
     metric: Metric | None
     log: bool = False
     bounds: tuple[float, ...] = ()
+    ticks: tuple[float, ...] = ()
 
     @property
     def title(self) -> str:
@@ -108,21 +118,31 @@ class Dimension:
         values: position of each COMPLETE trial.
         ticks: positions that have a text; empty for a plain number line.
         texts: of the ticks.
-        percent: whether plain numbers are fractions.
+        unit: of plain numbers.
     """
 
     label: str
     values: tuple[float, ...]
     ticks: tuple[float, ...] = ()
     texts: tuple[str, ...] = ()
-    percent: bool = False
+    unit: str = ""
 
 
 def _axis(summary: Summary, metric: Metric) -> Axis:
     values = [t.value(metric.name) for t in summary.trials if metric.name in t.measurements]
     low, high = min(values, default=0.0), max(values, default=0.0)
     bounds = tuple(limit.bound for limit in summary.spec.limits if limit.metric == metric.name)
-    return Axis(metric, log=low > 0 and high / low > _LOG_SPAN, bounds=bounds)
+    log = low > 0 and high / low > _LOG_SPAN
+    return Axis(metric, log, bounds, _log_ticks(low, high, sparse=len(summary.spec.objectives) > 2) if log else ())
+
+
+def _log_ticks(low: float, high: float, *, sparse: bool) -> tuple[float, ...]:
+    """Return 1, 2, 5 times the powers of ten, or 1 and 3 times in a narrow panel, alone where they get too many."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors: tuple[int, ...] = (1, 3) if sparse else (1, 2, 5)
+    if len(powers) > 5:
+        factors = (1,)
+    return tuple(factor * 10.0**power for power in powers for factor in factors)
 
 
 def outline(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
@@ -212,8 +232,7 @@ def parallel(summary: Summary) -> list[Dimension]:
         kept = sorted(range(len(varied)), key=lambda i: -_evenness(varied[i].values))[:_MAX_DIMENSIONS]
         varied = [varied[i] for i in sorted(kept)]
     objectives = [
-        Dimension(m.name, tuple(t.value(m.name) for t in complete), percent=m.unit == "fraction")
-        for m in summary.spec.objectives
+        Dimension(m.name, tuple(t.value(m.name) for t in complete), unit=m.unit) for m in summary.spec.objectives
     ]
     return [*varied, *objectives]
 

@@ -8,10 +8,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
-from nas.reporting.panels import Axis, Dimension, Ink, Panel, panels, parallel
+from nas.reporting.panels import Axis, Dimension, Ink, Panel, brief, panels, parallel, show
 from nas.reporting.summary import Summary
 from trials import TrialState
 
@@ -34,17 +35,16 @@ def _style(axes: Axes, which: str, axis: Axis) -> None:
     scale: Any = axes.xaxis if which == "x" else axes.yaxis
     if axis.log:
         (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-        scale.set_minor_formatter(NullFormatter())
+        low, high = scale.get_view_interval()
+        shown = [tick for tick in axis.ticks if low <= tick <= high]
+        scale.set_major_locator(FixedLocator(shown))
+        scale.set_minor_locator(NullLocator())
     if axis.percent:
         scale.set_major_formatter(PercentFormatter(1.0))
-    elif axis.log:
-        scale.set_major_formatter(EngFormatter(sep=""))
-    elif axis.metric is not None:
-        scale.set_major_formatter(
-            EngFormatter(sep="") if max(map(abs, scale.get_view_interval())) >= 1e4 else scale.get_major_formatter()
-        )
-    else:
+    elif axis.metric is None:
         scale.set_major_locator(MaxNLocator(integer=True))
+    else:
+        scale.set_major_formatter(FuncFormatter(lambda value, _: brief(value)))
     scale.set_label_text(axis.title, fontsize=9.5, color=Ink.TEXT)
 
 
@@ -56,7 +56,11 @@ def _scatter(axes: Axes, summary: Summary, panel: Panel, title: str) -> None:
     groups: list[tuple[str, Any, dict[str, Any]]] = [
         ("infeasible", broken, {"s": 20, "facecolors": "none", "edgecolors": Ink.INFEASIBLE, "linewidths": 0.9}),
         ("complete", behind, {"s": 24, "c": Ink.COMPLETE, "alpha": 0.75, "linewidths": 0}),
-        ("front", summary.front, {"s": 52, "c": Ink.FRONT, "edgecolors": "white", "linewidths": 1.1}),
+        (
+            "best" if len(summary.spec.objectives) == 1 else "front",
+            summary.front,
+            {"s": 52, "c": Ink.FRONT, "edgecolors": "white", "linewidths": 1.1},
+        ),
     ]
     for order, (name, trials, style) in enumerate(groups):
         measured = panel.measured(trials)
@@ -71,23 +75,48 @@ def _scatter(axes: Axes, summary: Summary, panel: Panel, title: str) -> None:
         axes.axvline(bound, color=Ink.LIMIT, linestyle=":", linewidth=1.4)
     for bound in panel.y.bounds:
         axes.axhline(bound, color=Ink.LIMIT, linestyle=":", linewidth=1.4)
-    apart = panel.half_measured(summary.in_state(TrialState.INFEASIBLE, TrialState.FAILED))
-    for state, symbol, level in ((TrialState.INFEASIBLE, "o", 0.05), (TrialState.FAILED, "x", 0.02)):
-        found = [value for trial in apart if trial.state is state and (value := panel.x.value(trial)) is not None]
-        if found:
-            axes.scatter(
-                found,
-                [level] * len(found),
-                transform=axes.get_xaxis_transform(),
-                label=f"{state.value.lower()}, not evaluated ({len(found)})"
-                if symbol == "o"
-                else f"failed ({len(found)})",
-                s=14,
-                marker=symbol,
-                linewidths=0.9,
-                **({"facecolors": "none", "edgecolors": Ink.LIMIT} if symbol == "o" else {"c": Ink.FAILED}),
-            )
     axes.legend(fontsize=8, frameon=False, loc="best", labelcolor=Ink.SOFT)
+
+
+def _apart(axes: Axes, summary: Summary, panel: Panel) -> None:
+    """Draw what has a horizontal value alone into the strip below a panel."""
+    rows: list[tuple[TrialState, str, dict[str, Any]]] = [
+        (TrialState.INFEASIBLE, "o", {"facecolors": "none", "edgecolors": Ink.INFEASIBLE}),
+        (TrialState.FAILED, "x", {"c": Ink.FAILED}),
+    ]
+    for level, (state, symbol, style) in enumerate(rows):
+        trials = panel.half_measured(summary.in_state(state))
+        axes.scatter(
+            [panel.x.value(t) or 0.0 for t in trials],
+            [level] * len(trials),
+            s=16,
+            marker=symbol,
+            linewidths=0.9,
+            **style,
+        )
+    axes.set_yticks(range(len(rows)), [state.value.lower() for state, _, _ in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.grid(color=Ink.GRID, linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(Ink.LIMIT)
+    axes.tick_params(colors=Ink.SOFT, labelsize=8.5)
+    axes.tick_params(axis="y", length=0)
+    _style(axes, "x", panel.x)
+    for bound in panel.x.bounds:
+        axes.axvline(bound, color=Ink.LIMIT, linestyle=":", linewidth=1.4)
+
+
+def _panel(figure: Figure, place: SubplotSpec, summary: Summary, panel: Panel, title: str) -> None:
+    if not panel.half_measured(summary.in_state(TrialState.INFEASIBLE, TrialState.FAILED)):
+        _scatter(figure.add_subplot(place), summary, panel, title)
+        return
+    grid = place.subgridspec(2, 1, height_ratios=(8, 1), hspace=0.02)
+    above = figure.add_subplot(grid[0])
+    below = figure.add_subplot(grid[1], sharex=above)
+    _scatter(above, summary, panel, title)
+    _apart(below, summary, panel)
+    above.tick_params(labelbottom=False)
+    above.set_xlabel("")
 
 
 def _hypervolume(axes: Axes, summary: Summary) -> None:
@@ -146,7 +175,7 @@ def _marks(line: Dimension) -> list[tuple[float, str]]:
         places = [(tick - low) / (high - low) if high > low else 0.5 for tick in line.ticks]
         return list(zip(places, line.texts, strict=True))
     low, high = min(line.values), max(line.values)
-    texts = [f"{value:.1%}" if line.percent else f"{value:,.4g}" for value in (low, high)]
+    texts = [show(value, line.unit) for value in (low, high)]
     return [(0.5, texts[0])] if low == high else [(0.0, texts[0]), (1.0, texts[1])]
 
 
@@ -167,7 +196,7 @@ def picture(summary: Summary) -> bytes:
         grid = figure.add_gridspec(rows, columns)
         title = "Best so far" if len(summary.spec.objectives) == 1 else "Pareto front"
         for column, panel in enumerate(drawn):
-            _scatter(figure.add_subplot(grid[0, column]), summary, panel, title)
+            _panel(figure, grid[0, column], summary, panel, title)
         _hypervolume(figure.add_subplot(grid[0, 1] if len(drawn) == 1 else grid[1, :]), summary)
         if choices:
             _parallel(figure.add_subplot(grid[-1, :]), summary)
