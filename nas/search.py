@@ -27,7 +27,7 @@ def front(problem: Problem, trials: Sequence[Trial]) -> list[Trial]:
         return []
     points = [[trial.value(metric.name) for metric in problem.objectives] for trial in complete]
     kept = non_dominated(points, problem.directions)
-    unique = {tuple(points[i]): complete[i] for i in range(len(complete)) if kept[i]}
+    unique = {tuple(points[i]): complete[i] for i in reversed(range(len(complete))) if kept[i]}
     return sorted(unique.values(), key=lambda trial: trial.value(problem.objectives[0].name))
 
 

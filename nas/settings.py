@@ -97,6 +97,7 @@ def open_search(
     settings: SearchSettings,
     *,
     metadata: Mapping[str, str] | None = None,
+    runs: str = "runs",
     progress: Callable[[Sequence[Trial]], None] | None = None,
 ) -> Iterator[Search]:
     """Yield the search that ``settings`` describes, ready to run; its study and workers are closed afterwards.
@@ -106,6 +107,7 @@ def open_search(
         data: the data module to evaluate on.
         settings: the ``search`` section.
         metadata: facts for people to store with the study.
+        runs: folder for results that worker processes leave until the study has them.
         progress: see :class:`Search`.
 
     Raises:
@@ -128,7 +130,7 @@ def open_search(
         metadata=metadata or {},
     )
     evaluate = Evaluate(objective, problem.limits)
-    with TrialStore(settings.storage, spec) as store:
+    with TrialStore(settings.storage, spec, runs=runs) as store:
         executor = (
             ProcessExecutor(evaluate, workers=settings.workers, timeout=settings.timeout, record=store.outcomes.write)
             if settings.workers
