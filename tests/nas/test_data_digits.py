@@ -40,6 +40,14 @@ def test_batches_are_standardised_by_the_training_split() -> None:
     assert torch.equal(labels, data.splits.test.labels)
 
 
+def test_training_is_shuffled_by_the_seed_and_evaluation_is_not() -> None:
+    first, again, other = (next(iter(DigitsData(seed=seed).train_dataloader()))[1] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    data = DigitsData(eval_batch_size=100)
+    assert torch.equal(torch.cat([labels for _, labels in data.val_dataloader()]), data.splits.validation.labels)
+
+
 def test_calibration_batches_are_fixed_training_images() -> None:
     data, other = DigitsData(batch_size=32, crop_padding=1), DigitsData(batch_size=32, seed=5)
     batches = data.calibration_batches(3)

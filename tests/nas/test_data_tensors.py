@@ -127,6 +127,22 @@ def test_an_epoch_is_a_function_of_seed_and_epoch() -> None:
     assert not equal(batches(loader(seed=1), 3), third)
 
 
+def test_the_augmentation_of_an_image_changes_with_the_epoch_and_the_rank() -> None:
+    images = torch.randint(1, 256, (1, 1, 9, 9), dtype=torch.uint8).expand(64, -1, -1, -1)
+    split = ImageSplit(images=images, labels=torch.zeros(64, dtype=torch.int64))
+
+    def first(*, epoch: int, rank: int) -> Tensor:
+        order = EpochOrder(64, shuffle=True, rank=rank, world_size=2)
+        plain = Standardization(mean=(0.0,), std=(1.0,))
+        augmentation = Augmentation(crop_padding=4)
+        source = TensorLoader(split, order=order, batch_size=32, standardization=plain, augmentation=augmentation)
+        return batches(source, epoch)[0][0]
+
+    assert torch.equal(first(epoch=1, rank=0), first(epoch=1, rank=0))
+    assert not torch.equal(first(epoch=1, rank=0), first(epoch=2, rank=0))
+    assert not torch.equal(first(epoch=1, rank=0), first(epoch=1, rank=1))
+
+
 @pytest.mark.parametrize(("drop_last", "sizes"), [(True, [4] * 5), (False, [4] * 5 + [2])])
 def test_a_pass_holds_each_example_at_most_once(drop_last: bool, sizes: list[int]) -> None:
     source = loader(drop_last=drop_last, augment=False)
