@@ -169,6 +169,8 @@ class ConvNetSpace(SearchSpace):
         ValueError: no stage, or candidates that do not ascend or are out of range.
     """
 
+    bare = True
+
     def __init__(
         self,
         stages: Sequence[Stage],

@@ -34,7 +34,7 @@ class FactorySpace(SearchSpace):
     only where the list is long enough.
 
     Args:
-        builder: returns a module; works under ``torch.device("meta")``. A callable or its import path.
+        builder: returns a module; works under ``torch.device("meta")``. A callable, or its import path as in YAML.
         choices: argument -> list of candidates, ``{low, high, step}`` or :class:`Choice`; or the choices themselves.
         input_shape: shape of one example, without the batch dimension.
         input_dtype: name of the dtype of the examples, e.g. ``"int64"`` for token ids.
@@ -56,7 +56,7 @@ class FactorySpace(SearchSpace):
 
     def __init__(
         self,
-        builder: Callable[..., nn.Module] | str,
+        builder: str | Callable[..., nn.Module],
         choices: Mapping[str, Any] | Sequence[Choice],
         *,
         input_shape: tuple[int, ...],

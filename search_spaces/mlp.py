@@ -39,6 +39,8 @@ class MLPSpace(SearchSpace):
     (6, {'depth': 1, 'layer1.width': 16})
     """
 
+    bare = True
+
     def __init__(
         self,
         in_features: int,

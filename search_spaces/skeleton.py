@@ -41,8 +41,11 @@ def skeleton(space: SearchSpace, architecture: Architecture) -> nn.Module:
     Consumes no random numbers through ``torch.nn.init`` and is safe to run from many threads. Fill the parameters
     with :func:`fill` before use.
     """
-    with _SkipInitialisers(), bare_layers():
-        return space.build(architecture)
+    with bare_layers():
+        if space.bare:
+            return space.build(architecture)
+        with _SkipInitialisers():
+            return space.build(architecture)
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -74,6 +77,8 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
                     problems.append(f"{start + leaf}: missing")
                     continue
                 used += 1
+                if given is current and not trainable:
+                    continue
                 if given.shape != current.shape:
                     problems.append(f"{start + leaf}: expected {tuple(current.shape)}, got {tuple(given.shape)}")
                 places.append((owner, leaf, given, trainable))
@@ -87,7 +92,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
         for owner, leaf, given, trainable in places:
             if trainable:
                 if id(given) not in made:
-                    made[id(given)] = nn.Parameter(given.detach(), requires_grad=False)
+                    made[id(given)] = nn.Parameter(given, requires_grad=False)
                 owner[leaf] = made[id(given)]
             else:
                 owner[leaf] = given.detach()

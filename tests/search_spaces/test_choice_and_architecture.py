@@ -3,6 +3,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -112,12 +113,12 @@ def test_an_integer_is_asked_for_by_name():
         (lambda: Choice("", (1,)), "a choice needs a non-empty name"),
         (lambda: Choice("a", ()), "choice 'a' needs at least one candidate, got none"),
         (lambda: Choice("a", (1, 1)), r"choice 'a': candidates must be distinct, got \(1, 1\)"),
-        (lambda: Choice("a", (1,), "nominal"), "kind must be 'categorical' or 'ordinal', got 'nominal'"),
+        (lambda: Choice("a", (1,), cast("Any", "nominal")), "kind must be 'categorical' or 'ordinal', got 'nominal'"),
         (lambda: Choice("a", (2, 1)), r"must be ascending numbers, got \(2, 1\); sort them, or say kind="),
         (lambda: Choice("a", ("x",)), r"must be ascending numbers, got \('x',\)"),
         (lambda: Choice.integer("a", 3, 2), "low <= high and step >= 1 must hold, got low=3, high=2, step=1"),
         (lambda: Choice.parse("a", {"low": 1}), r"low, high and optionally step, got keys \['low'\]"),
-        (lambda: Choice.parse("a", "8"), r"must be a list of candidates, e.g. \[8, 16, 32\], got '8'"),
+        (lambda: Choice.parse("a", cast("Any", "8")), r"must be a list of candidates, e.g. \[8, 16, 32\], got '8'"),
     ],
 )
 def test_a_bad_choice_says_what_is_wrong(make, message):

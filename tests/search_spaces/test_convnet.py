@@ -1,4 +1,5 @@
 from fnmatch import fnmatchcase
+from typing import Any, cast
 
 import pytest
 import torch
@@ -113,8 +114,8 @@ def test_zeroing_what_zero_init_names_makes_every_block_its_shortcut(block):
             nn.init.zeros_(parameter)
     assert len(space.zero_init()) == (2 if block == "inverted" else 3)
     x = torch.randn(2, 4, 5, 5).relu()
-    stage = module.get_submodule("stage1")
-    assert torch.equal(stage.block3(stage.block2(x)), x)
+    second, third = (module.get_submodule(f"stage1.block{number}") for number in (2, 3))
+    assert torch.equal(third(second(x)), x)
 
 
 def test_zero_init_includes_projected_shortcuts():
@@ -157,7 +158,10 @@ def test_rounded_channels_are_divisible_close_and_monotone(channels, divisor):
         (lambda: Stage((4,), (0, 1)), r"Stage.depths must be numbers above zero, got \(0, 1\)"),
         (lambda: Stage((4,), (1,), kernels=(3, 4)), r"Stage.kernels must be odd, got \(3, 4\)"),
         (lambda: Stage((4,), (1,), stride=0), "Stage.stride must be at least 1, got 0"),
-        (lambda: Stage((4,), (1,), block="dense"), "Stage.block must be 'inverted' or 'residual', got 'dense'"),
+        (
+            lambda: Stage((4,), (1,), block=cast("Any", "dense")),
+            "Stage.block must be 'inverted' or 'residual', got 'dense'",
+        ),
         (lambda: Stage((4,), (1,), block="residual", squeeze_excite=True), "Stage.squeeze_excite.*block='inverted'"),
         (lambda: Stage((4,), (1,), activation="sine"), r"activation must be one of \('relu'.*got 'sine'"),
         (lambda: Stem((0,)), r"Stem.widths must be numbers above zero, got \(0,\)"),

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -6,7 +8,7 @@ from search_spaces import Choice, FactorySpace, InvalidArchitectureError, Slicer
 from search_spaces import from_config as from_config_builder
 from tests.search_spaces.models import Deaf, GroupedConv, PackedAttention, Shrinking, UserCNN, not_a_module
 
-CNN = {"input_shape": (1, 6, 6)}
+CNN: dict[str, Any] = {"input_shape": (1, 6, 6)}
 
 
 def test_a_list_argument_is_chosen_element_by_element():
@@ -17,7 +19,10 @@ def test_a_list_argument_is_chosen_element_by_element():
     assert space.arguments(space.smallest()) == {"widths": [4]}
     assert space.size() == 2 + 2 + 2 * 2
     assert "widths.1" not in space.smallest()
-    assert [len(space.build(a).blocks) for a in (space.smallest(), space.largest())] == [1, 3]
+    assert [len([*space.build(a).get_submodule("blocks").children()]) for a in (space.smallest(), space.largest())] == [
+        1,
+        3,
+    ]
 
 
 def test_a_star_stands_for_every_element():
@@ -45,7 +50,7 @@ def test_an_argument_that_is_not_required_keeps_the_default_of_the_builder():
         **CNN,
     )
     assert space.size() == 3
-    assert space.build(space.smallest()).blocks[0][0].kernel_size == (3, 3)
+    assert space.build(space.smallest()).get_submodule("blocks.0.0").kernel_size == (3, 3)
     assert construct(describe(space)).choices == space.choices
 
 

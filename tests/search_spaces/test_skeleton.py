@@ -91,7 +91,7 @@ def test_fill_ties_what_is_given_the_same_tensor():
     shared = torch.ones(2, 2)
     fill(module, {"0.weight": shared, "1.weight": shared})
     assert module[0].weight is module[1].weight
-    assert module[0].weight.data_ptr() == shared.data_ptr()
+    assert module.get_parameter("0.weight").data_ptr() == shared.data_ptr()
 
 
 def test_fill_reaches_recurrent_layers_and_leaves_other_buffers_alone():
@@ -100,4 +100,4 @@ def test_fill_reaches_recurrent_layers_and_leaves_other_buffers_alone():
     fill(module, donor.state_dict())
     x = torch.randn(4, 1, 2)
     assert torch.equal(module(x)[0], donor(x)[0])
-    assert module.scratch.item() == 1
+    assert module.get_buffer("scratch").item() == 1

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from tests.search_spaces.models import GroupedConv, PackedAttention, TiedLanguag
 NOWHERE = Architecture({})
 
 
-def cut(large: nn.Module, small: nn.Module, rules=None) -> dict[str, torch.Tensor]:
+def cut(large: nn.Module, small: nn.Module, rules=None) -> dict[str, Any]:
     return Slicer(large, rules or {}).plan(small, NOWHERE)(dict(large.named_parameters()))
 
 
@@ -42,6 +44,7 @@ def test_a_prefix_is_a_view_and_its_gradient_lands_in_the_prefix_only():
     tensors["weight"].sum().backward()
     expected = torch.zeros(6, 5)
     expected[:2, :3] = 1
+    assert large.weight.grad is not None
     assert torch.equal(large.weight.grad, expected)
 
 
@@ -82,7 +85,7 @@ def test_recurrent_gates_are_cut_one_by_one(kind, gates):
 
 def test_the_projection_of_an_lstm_has_no_gates():
     large, small = nn.LSTM(3, 6, proj_size=4), nn.LSTM(3, 4, proj_size=2)
-    assert torch.equal(cut(large, small)["weight_hr_l0"], large.weight_hr_l0[:2, :4])
+    assert torch.equal(cut(large, small)["weight_hr_l0"], large.get_parameter("weight_hr_l0")[:2, :4])
 
 
 def test_kernels_are_cropped_in_the_centre_and_channels_by_prefix():
@@ -182,4 +185,5 @@ def test_a_rule_checks_its_values(arguments, message):
 
 
 def test_dimensions_read_from_json_are_numbers():
-    assert TensorRule(blocks={"0": 3}) == TensorRule(blocks={0: 3})
+    fields: dict[str, Any] = {"blocks": {"0": 3}, "crop": {"2": "center"}}
+    assert TensorRule(**fields) == TensorRule(blocks={0: 3}, crop={2: "center"})
