@@ -27,7 +27,8 @@ class FactorySpace(SearchSpace):
     ``builder(**fixed, **chosen)`` is the module: a class of the user's, ``timm.create_model``, :func:`from_config` with
     a Hugging Face configuration. The supernet stores the tensors of the largest build, and every smaller build reads
     its part of the tensor of the same name. At construction every candidate is built on ``meta`` and its plan derived,
-    so a builder that cannot be shared is an error here and never a wrong answer later.
+    so a builder that cannot be shared is an error here and never a wrong answer later. ``timm`` needs a torchvision
+    made for the installed torch, and the rule ``{"*.qkv.*": {"blocks": {0: 3}}}`` for its vision transformers.
 
     A list argument is written element by element: ``widths.length`` gives the candidates for its length, ``widths.0``,
     ``widths.1``, ... those of each element, or ``widths.*`` those of all. Elements beyond the shortest length exist
