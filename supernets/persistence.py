@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,9 @@ def _read(path: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
         except (OSError, json.JSONDecodeError, SafetensorError) as error:
             raise CheckpointError(f"{path} is not a complete saved supernet ({error})") from error
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on the pickle protocol of what is no checkpoint at all
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"checkpoint {path} does not exist; give the path that `nas fit` printed, or a models:/ address"
@@ -136,11 +139,21 @@ def load(path: str | Path, *, space: SearchSpace | None = None) -> Supernet:
         calibration=tree["calibration"],
         seed=tree["seed"],
     )
-    result = supernet.source.load_state_dict(dict(weights), strict=False)
-    stored = dict(supernet.source.named_parameters())  # tied tensors count once, and buffers are not shared
-    missing = [name for name in result.missing_keys if name in stored]
-    if missing or result.unexpected_keys:
-        raise CheckpointMismatchError(
-            f"weights in {path} do not fit the supernet: missing {missing}, unexpected {result.unexpected_keys}"
-        )
+    _fill(supernet.source, weights, path)
     return supernet.eval()
+
+
+def _fill(source: WeightSource, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Load ``weights`` where all of them fit; tied tensors are stored once, and buffers may be left out."""
+    own = source.state_dict()
+    problems = [f"{name}: missing" for name, _ in source.named_parameters() if name not in weights]
+    for name, tensor in weights.items():
+        if name not in own:
+            problems.append(f"{name}: unexpected")
+        elif tensor.shape != own[name].shape:
+            problems.append(f"{name}: {tuple(tensor.shape)} instead of {tuple(own[name].shape)}")
+    if problems:
+        raise CheckpointMismatchError(
+            f"weights in {path} do not fit the supernet that its card describes: {'; '.join(problems)}"
+        )
+    source.load_state_dict(dict(weights), strict=False)

@@ -1,3 +1,4 @@
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -119,7 +120,9 @@ def fit(tmp_path: Any) -> Callable[..., L.Trainer]:
             default_root_dir=tmp_path,
             **options,
         )
-        trainer.fit(supernet, loader, ckpt_path=ckpt_path, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"You defined a `validation_step` but have no `val_dataloader`")
+            trainer.fit(supernet, loader, ckpt_path=ckpt_path, weights_only=True)
         return trainer
 
     return run

@@ -21,7 +21,10 @@ def test_at_the_start_it_is_the_plain_centre_crop(space: ConvNetSpace) -> None:
         assert all(torch.equal(given[name], tensor) for name, tensor in expected.items())
 
 
-def once_for_all(weight: NDArray[np.float64], size: int, matrices: dict[int, NDArray[np.float64]]) -> object:
+Array = NDArray[np.float64]
+
+
+def once_for_all(weight: Array, size: int, matrices: dict[int, Array]) -> Array:
     """Section 3.2 of arXiv 1908.09791: crop to the next size, multiply the flattened crop, repeat."""
     while weight.shape[-1] > size:
         crop = weight[..., 1:-1, 1:-1]
@@ -53,7 +56,7 @@ def test_it_equals_section_3_2_of_once_for_all(space: ConvNetSpace) -> None:
 def test_only_the_matrices_on_the_way_down_learn(space: ConvNetSpace) -> None:
     source = SharedWeights(space, kernel_transform=True)
     middle = space.architecture(dict(space.largest()) | {"stage1.kernel": 5})
-    sum(t.sum() for n, t in source(middle).items() if n.endswith("weight")).backward()  # type: ignore[union-attr]
+    sum(t.sum() for n, t in source(middle).items() if n.endswith("weight")).backward()
     assert source.kernels is not None
     learning = {name.split("->")[1] for name, p in source.kernels.named_parameters() if p.grad is not None}
     assert learning == {"5"}

@@ -3,6 +3,7 @@
 import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import cast
 
 import pytest
@@ -64,8 +65,9 @@ def test_weights_written_to_the_supernet_show_in_what_is_bound_but_not_in_what_w
 
 
 def test_tied_parameters_stay_tied(tied_space: SearchSpace) -> None:
-    for options in ({}, {"kernel_transform": True}):
-        supernet = Supernet(tied_space, Classification(4), source=lambda s, o=options: SharedWeights(s, **o)).eval()
+    for transform in (False, True):
+        source = partial(SharedWeights, kernel_transform=transform)
+        supernet = Supernet(tied_space, Classification(4), source=source).eval()
         architecture = tied_space.smallest()
         for module in (supernet.bind(architecture), supernet.extract(architecture)):
             state = module.state_dict(keep_vars=True)

@@ -23,7 +23,7 @@ def call(source: WeightSource, architecture: Architecture, inputs: Tensor) -> Te
 def summed_gradients(source: WeightSource, inputs: Tensor, architectures: list[Architecture]) -> dict[str, Tensor]:
     source.zero_grad()
     for architecture in architectures:
-        call(source, architecture, inputs).square().sum().backward()  # type: ignore[no-untyped-call]
+        call(source, architecture, inputs).square().sum().backward()
     return {name: p.grad.clone() for name, p in source.named_parameters() if p.grad is not None}
 
 
@@ -122,7 +122,7 @@ def test_gradients_are_zero_on_the_whole_complement_of_the_slice_and_not_inside(
         source.zero_grad()
         tensors = source(architecture)
         parameters = dict(space.build(architecture).named_parameters())
-        sum(tensors[name].sum() for name in parameters).backward()  # type: ignore[union-attr]
+        sum(tensors[name].sum() for name in parameters).backward()
         for name, stored in source.largest.named_parameters():
             selected = torch.zeros(stored.numel())
             if name in parameters:
