@@ -95,10 +95,12 @@ class EvolutionController(Controller):
             told = self._history.lessons()
             feasible = [item for item in told if item.violation == 0.0 and item.costs is not None]
             others = sorted((item for item in told if item.violation > 0.0), key=lambda i: (i.violation, i.order))
-            if self.method == "nsga2":
-                best = self._best_fronts(feasible)
+            if self.method == "regularized":
+                feasible = feasible[-self.population_size :]
+            if len(self.problem.objectives) == 1:
+                best = sorted(feasible, key=lambda item: (item.costs, item.order))
             else:
-                best = sorted(feasible[-self.population_size :], key=lambda item: (item.costs, item.order))
+                best = self._best_fronts(feasible)
             self._ranked = [item.architecture for item in (best + others)[: self.population_size]]
             self._revision = self._history.revision
         return list(self._ranked)

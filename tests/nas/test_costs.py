@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nas.costs import CostMeter, MACs, ModelSize, Parameters, materialise, measure
 from nas.counting import layer_macs, operator_macs
-from search_spaces import Architecture, Choice, MLPSpace, SearchSpace, derive_seed
+from search_spaces import Architecture, Choice, ConvNetSpace, MLPSpace, SearchSpace, Stage, derive_seed
 
 
 class ModuleSpace(SearchSpace):
@@ -134,6 +134,18 @@ def test_macs_equal_flop_counter_on_random_perceptrons():
     generator = torch.Generator().manual_seed(derive_seed("macs"))
     assert (macs.method, macs.device) == ("layers", "meta")
     for _ in range(8):
+        architecture = space.sample(generator)
+        assert cost_of(macs, space, architecture) == reference(space, architecture)
+
+
+def test_macs_equal_flop_counter_on_random_convolutional_networks():
+    inverted = Stage((8, 16), (1, 2), (3, 5), (2, 4), stride=2, squeeze_excite=True, activation="silu")
+    residual = Stage((8, 12), (1, 2), stride=2, block="residual")
+    space = ConvNetSpace((inverted, residual), 5, resolutions=(12, 16))
+    macs = MACs(space)
+    generator = torch.Generator().manual_seed(derive_seed("macs"))
+    assert (macs.method, macs.device) == ("layers", "meta")
+    for _ in range(4):
         architecture = space.sample(generator)
         assert cost_of(macs, space, architecture) == reference(space, architecture)
 
