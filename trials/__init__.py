@@ -16,7 +16,7 @@ from trials.urls import redact
 
 if TYPE_CHECKING:
     from trials.logger import TrackingLogger
-    from trials.mirror import Mirror, MirrorReport, mirror
+    from trials.mirror import Mirror, MirrorReport, mirror_study
     from trials.store import StoreUnavailableError, StudyNotFoundError, TrialStore
     from trials.tracking import ModelNotFoundError, ResolvedModel, Tracker, TrackingUnavailableError, tracking_uri
 
@@ -48,7 +48,7 @@ __all__ = [
     "TrialStore",
     "crowding_distance",
     "hypervolume",
-    "mirror",
+    "mirror_study",
     "non_dominated",
     "non_dominated_rank",
     "parse_limits",
@@ -68,7 +68,7 @@ _LATER = {
     "TrackingLogger": "trials.logger",
     "TrackingUnavailableError": "trials.tracking",
     "TrialStore": "trials.store",
-    "mirror": "trials.mirror",
+    "mirror_study": "trials.mirror",
     "tracking_uri": "trials.tracking",
 }
 

@@ -2,7 +2,7 @@
 
 The search pays nothing for it and does not notice when MLflow is slow or away. Everything mirrored is a function of the
 store, and every child run is found again by its tag ``nas.trial``, so mirroring may stop anywhere and start over:
-``mirror(..., once=True)`` completes the record of any study at any time.
+``mirror_study(..., once=True)`` completes the record of any study at any time.
 
 Life cycle: a search starts a :class:`Mirror`, which starts the process; the process looks at the store every second; on
 ``close``, or when the search dies, it writes what is left and ends. Of several searches that share a study one mirrors,
@@ -28,7 +28,7 @@ from trials.store import TrialStore
 from trials.tracking import Tracker, TrackingUnavailableError
 from trials.worker import Worker
 
-__all__ = ["Mirror", "MirrorReport", "mirror"]
+__all__ = ["Mirror", "MirrorReport", "mirror_study"]
 
 _INTERVAL_S = 1.0
 _RETRY_S = 5.0
@@ -53,7 +53,7 @@ class MirrorReport:
     run_id: str | None = None
 
 
-def mirror(
+def mirror_study(
     store_url: str,
     study: str,
     tracking_uri: str | None,
@@ -261,7 +261,7 @@ def _main() -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     try:
-        report = mirror(
+        report = mirror_study(
             command["store_url"],
             command["study"],
             command["tracking_uri"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from trials.pareto import hypervolume, non_dominated
 from trials.store import TrialStore
@@ -192,7 +192,7 @@ class _Curve:
         if first:
             columns = zip(*self._complete, strict=True)
             self._reference = tuple(
-                max(column) if direction == "minimize" else min(column)
+                _beyond_worst(column, minimize=direction == "minimize")
                 for column, direction in zip(columns, self.directions, strict=True)
             )
         if self._reference is not None and (mask[-1] or first):
@@ -209,6 +209,12 @@ class _Curve:
             yield f"best/{metric.name}", min(column) if metric.direction == "minimize" else max(column)
         if len(self.objectives) > 1 and self._reference is not None:
             yield "hypervolume", self._volume
+
+
+def _beyond_worst(column: Sequence[float], *, minimize: bool) -> float:
+    """Return a value a tenth of the spread beyond the worst one, so that the ends of a front count too."""
+    margin = 0.1 * ((max(column) - min(column)) or abs(column[0]) or 1.0)
+    return max(column) + margin if minimize else min(column) - margin
 
 
 def _mirrored_state(run: TrackedRun) -> str:

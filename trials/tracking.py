@@ -341,8 +341,10 @@ class Tracker:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
+            # The registry would look up a model id without a run in whatever MLflow is the global default.
+            model_id = model.model_id if run_id else None
             version = client.create_model_version(
-                name, model.artifact_location, run_id=run_id, tags=dict(tags or {}), model_id=model.model_id
+                name, model.artifact_location, run_id=run_id, tags=dict(tags or {}), model_id=model_id
             )
             for label in (alias,) if isinstance(alias, str) else alias:
                 client.set_registered_model_alias(name, label, version.version)
