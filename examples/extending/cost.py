@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from nas import Cost
+from nas.costs import Cost
 from search_spaces import Architecture, SearchSpace, skeleton
 from trials import Direction
 

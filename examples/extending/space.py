@@ -1,6 +1,5 @@
 """A search space of 1-D convolutional networks for signals: audio, accelerometers, electrocardiograms."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import final
 
@@ -47,15 +46,16 @@ class SignalSpace(SearchSpace):
 
     def build(self, architecture: Architecture) -> nn.Module:
         """Return the network; a shallower one is the first blocks of a deeper one."""
-        layers, inputs = OrderedDict[str, nn.Module](), self.channels
+        network, inputs = nn.Sequential(), self.channels
         for block in range(1, int(architecture["depth"]) + 1):
             width, kernel = int(architecture[f"block{block}.width"]), int(architecture[f"block{block}.kernel"])
             convolution = nn.Conv1d(inputs, width, kernel, padding=kernel // 2, bias=False)
-            layers[f"block{block}"] = nn.Sequential(convolution, nn.BatchNorm1d(width), nn.ReLU(), nn.MaxPool1d(2))
+            layers = convolution, nn.BatchNorm1d(width), nn.ReLU(), nn.MaxPool1d(2)
+            network.add_module(f"block{block}", nn.Sequential(*layers))
             inputs = width
-        layers["pool"] = nn.Sequential(nn.AdaptiveAvgPool1d(1), nn.Flatten())
-        layers["head"] = nn.Linear(inputs, self.num_classes)
-        return nn.Sequential(layers)
+        head = nn.Linear(inputs, self.num_classes)
+        network.add_module("head", nn.Sequential(nn.AdaptiveAvgPool1d(1), nn.Flatten(), head))
+        return network
 
     def inputs(self, architecture: Architecture, batch_size: int = 1) -> tuple[Tensor, ...]:
         """Return silence, whatever the architecture."""
