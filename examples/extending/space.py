@@ -1,6 +1,5 @@
 """A search space of 1-D convolutional networks for signals: audio, accelerometers, electrocardiograms."""
 
-from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -31,18 +30,17 @@ class SignalSpace(SearchSpace):
         num_classes: int,
         *,
         length: int = 128,
-        widths: Sequence[int] = (8, 16, 32),
-        depths: Sequence[int] = (2, 3, 4),
-        kernels: Sequence[int] = (3, 5, 9),
+        widths: tuple[int, ...] = (8, 16, 32),
+        depths: tuple[int, ...] = (2, 3, 4),
+        kernels: tuple[int, ...] = (3, 5, 9),
     ) -> None:
         self.channels, self.num_classes, self.length = channels, num_classes, length
         self.widths, self.depths, self.kernels = tuple(widths), tuple(depths), tuple(kernels)
-        choices = [Choice("depth", self.depths)]
+        self.choices = (Choice("depth", self.depths),)
         for block in range(1, max(depths) + 1):
             requires = None if block <= min(depths) else ("depth", block)
             for name, candidates in (("width", self.widths), ("kernel", self.kernels)):
-                choices.append(Choice(f"block{block}.{name}", candidates, requires=requires))
-        self.choices = tuple(choices)
+                self.choices += (Choice(f"block{block}.{name}", candidates, requires=requires),)
 
     def build(self, architecture: Architecture) -> nn.Module:
         """Return the network; a shallower one is the first blocks of a deeper one."""
