@@ -295,6 +295,18 @@ class Tracker:
         with self._translated():
             self._client.log_text(run_id, text, file)
 
+    def fetch(self, run_id: str, path: str, folder: str | os.PathLike[str]) -> Path:
+        """Copy one artifact of a run below ``folder`` and return the copy.
+
+        Raises:
+            FileNotFoundError: If the run has no such artifact.
+        """
+        with self._translated():
+            try:
+                return Path(self._client.download_artifacts(run_id, path, os.fspath(folder)))
+            except Exception as error:
+                raise FileNotFoundError(f"run {run_id} must have the artifact {path}, it has not ({error})") from error
+
     def register_folder(
         self,
         folder: str | os.PathLike[str],

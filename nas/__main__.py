@@ -1,0 +1,76 @@
+"""The command ``nas``: a dispatcher that imports a command when it is called."""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from nas.commands.boundary import UsageError, guarded
+
+__all__ = ["main"]
+
+_TRAINER = {
+    "fit": "train a supernet",
+    "validate": "score the smallest, middle and largest subnetwork of a checkpoint",
+    "test": "the same on the test split",
+    "search": "search the subnetworks of a trained supernet",
+}
+_LIGHT = {
+    "profile": "what a space can reach, and whether limits can be met, before any training",
+    "sample": "export the best known subnetwork under a limit",
+    "export": "export one given subnetwork",
+    "report": "write the Pareto report of a study; --resync completes MLflow",
+    "quickstart": "all of it on the embedded digits, in about a minute",
+}
+_HELP = """usage: nas COMMAND [options]        nas COMMAND --help for its options
+
+{commands}
+
+A first session:
+  nas quickstart
+  nas fit    -c configs/digits.yaml
+  nas search -c configs/digits.yaml --ckpt_path models:/digits-supernet@champion
+  nas sample models:/digits-supernet@champion --max_params 20000 --out tiny/
+  mlflow ui --backend-store-uri sqlite:///mlflow.db
+
+NAS_TRACEBACK=1 shows the traceback behind an error line."""
+
+
+def _help() -> str:
+    commands = _TRAINER | _LIGHT
+    return _HELP.format(commands="\n".join(f"  {name:<11} {text}" for name, text in commands.items()))
+
+
+def _run(arguments: Sequence[str]) -> int | None:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return None
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"weightloom {version('weightloom')}")
+        return None
+    name, *rest = arguments
+    if name in _TRAINER:
+        return int(import_module("nas.cli").run([name, *rest]))
+    if name not in _LIGHT:
+        raise UsageError(f"{name!r} is not a command; the commands are {', '.join(_TRAINER | _LIGHT)}")
+    from nas.commands.functions import run_function
+
+    code = run_function(getattr(import_module(f"nas.commands.{name}"), name), rest, name=name)
+    return None if code is None else int(code)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        arguments: what follows ``nas``; the process's own arguments by default.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # or creating a database takes twenty lines
+    return guarded(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""``nas fit | validate | test | search``: LightningCLI over one Trainer and one YAML."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from nas.addresses import locate
+from nas.callbacks import FitProgress, KeepConfig, LogOften
+from nas.commands.boundary import INTERRUPTED, UsageError
+from nas.commands.functions import OneLineErrors
+from nas.commands.silence import silenced
+from nas.publishing import new_run_folder, publish
+from nas.search import SearchResult
+from nas.settings import SearchSettings
+from nas.trainer import NASTrainer
+from supernets import CheckpointMismatchError, Supernet, load, read_card
+from trials import TrackingUnavailableError, tracking_uri
+
+__all__ = ["NASCLI", "NASParser", "run"]
+
+_SUBCOMMANDS = ("fit", "validate", "test", "search")
+
+
+class NASParser(OneLineErrors, LightningArgumentParser):
+    """Lightning's parser with errors of one line."""
+
+
+class NASCLI(LightningCLI):
+    """Parses one configuration with the sections ``trainer``, ``model``, ``data`` and ``search``, and runs a verb on it.
+
+    Every verb knows every section, so a misspelt key is found by the first command that reads the file.
+
+    Args:
+        arguments: the command line after ``nas``.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.arguments = list(arguments)
+        self.folder: Path | None = None
+        self.result: SearchResult | None = None
+        quiet: dict[str, Any] = {"allow_abbrev": False}
+        super().__init__(
+            save_config_callback=KeepConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_class=NASTrainer,
+            trainer_defaults={"enable_model_summary": False, "num_sanity_val_steps": 0, "default_root_dir": "runs"},
+            seed_everything_default=0,
+            parser_kwargs={"prog": "nas", **quiet, **{name: dict(quiet) for name in _SUBCOMMANDS}},
+            parser_class=NASParser,
+            args=self.arguments,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the verbs, and the arguments of each that do not come from the command line."""
+        inherited = {name: hidden for name, hidden in LightningCLI.subcommands().items() if name in _SUBCOMMANDS}
+        return {
+            **{name: hidden | {"weights_only"} for name, hidden in inherited.items()},
+            "search": {"model", "datamodule", "settings", "tracking", "command", "locator"},
+        }
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the sections; a checkpoint may stand in for ``model`` and ``data``, so they are not required here."""
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
+        parser.add_lightning_class_args(L.LightningModule, "model", subclass_mode=True, required=False)
+        parser.add_lightning_class_args(L.LightningDataModule, "data", subclass_mode=True, required=False)
+        parser.add_class_arguments(SearchSettings, "search")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Add the options of a verb; those of ``search`` without a heading, which is that of the section already."""
+        if subcommand != "search":
+            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser = self.init_parser(**kwargs)
+        self._add_arguments(parser)
+        hidden: set[str | int] = set(self.subcommands()[subcommand])
+        added = parser.add_method_arguments(klass, subcommand, skip=hidden, as_group=False)
+        self._subcommand_method_arguments[subcommand] = added
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the given arguments and nothing else."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: our checkpoints describe themselves."""
+
+    def before_instantiate_classes(self) -> None:
+        """Require what the verb cannot do without, before anything is built."""
+        given = self.config[self.subcommand]
+        missing = [name for name in ("model", "data") if given.get(name) is None]
+        if self.subcommand == "fit" and missing:
+            raise UsageError(f"fit needs the section {' and '.join(missing)}; give a YAML file with -c")
+        if self.subcommand != "fit" and not given.get("ckpt_path") and self._needs_checkpoint(missing):
+            raise UsageError(
+                f"{self.subcommand} needs --ckpt_path: the supernet that `nas fit` saved, a .ckpt file, or "
+                "models:/NAME@alias"
+            )
+
+    def _needs_checkpoint(self, missing: list[str]) -> bool:
+        if self.subcommand != "search" or missing:
+            return True
+        objective = str(self.config[self.subcommand].search.get("objective"))
+        return "WeightSharing" in objective  # an objective that trains by itself needs no trained supernet
+
+    @property
+    def settings(self) -> SearchSettings:
+        """The ``search`` section."""
+        settings = self._get(self.config_init, "search")
+        assert isinstance(settings, SearchSettings)  # noqa: S101 - the parser has built it
+        return settings
+
+    @property
+    def tracking(self) -> str | None:
+        """The MLflow address, unless ``trainer.logger`` is false or something else."""
+        return tracking_uri() if self._get(self.config, "trainer").get("logger") in (None, True) else None
+
+    @property
+    def command(self) -> str:
+        """The command line as a person would repeat it."""
+        return shlex.join(["nas", *self.arguments])
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Build the trainer; ``fit`` gets a run folder of its own, a logger, checkpoints and one line of progress."""
+        config = self._get(self.config_init, "trainer")
+        if self.subcommand != "fit":
+            return super().instantiate_trainer(logger=False, enable_checkpointing=False, **kwargs)
+        if config.get("fast_dev_run"):
+            return super().instantiate_trainer(**kwargs)
+        callbacks = _listed(config.get("callbacks"))
+        if self.tracking is not None:
+            kwargs["logger"] = self._logger()
+        self.folder = new_run_folder(Path(config.get("default_root_dir") or "runs") / self.settings.study)
+        if config.get("enable_checkpointing") is not False and not _any(callbacks, ModelCheckpoint):
+            callbacks.append(ModelCheckpoint(self.folder, filename="last", enable_version_counter=False))
+        if config.get("enable_progress_bar") is not False and not _any(callbacks, ProgressBar):
+            callbacks.append(FitProgress())
+        return super().instantiate_trainer(callbacks=[*callbacks, LogOften()], **kwargs)
+
+    def _logger(self) -> Any:
+        from trials.logger import TrackingLogger
+
+        try:
+            return TrackingLogger(self.settings.study, tracking_uri=self.tracking)
+        except TrackingUnavailableError as error:
+            raise UsageError(
+                f"trainer.logger: {error}; set MLFLOW_TRACKING_URI, or say --trainer.logger false to train without it"
+            ) from error
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        given: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "search":
+            return {**given, "settings": self.settings, "tracking": self.tracking, "command": self.command}
+        if subcommand == "fit":
+            return {**given, **self._resumption(given.get("ckpt_path"))}
+        located = locate(given["ckpt_path"])
+        space = self.model.space if isinstance(self.model, Supernet) else None
+        given["model"] = load(located.path, space=space)
+        if given.get("datamodule") is None:
+            from nas.trainer import data_of
+
+            given["datamodule"] = data_of(read_card(located.path), None, address=located.address)
+        return {**given, "ckpt_path": None}
+
+    def _resumption(self, checkpoint: str | None) -> dict[str, Any]:
+        """Check the checkpoint that a fit continues before Lightning reads it."""
+        if checkpoint is None:
+            return {}
+        path = locate(checkpoint).path
+        if path.is_dir():
+            raise UsageError(f"fit --ckpt_path continues a .ckpt file of Lightning, got the folder {path}")
+        card = read_card(path)
+        if isinstance(self.model, Supernet) and card["space_digest"] != self.model.space.digest:
+            raise CheckpointMismatchError(
+                f"{path} was trained on space {card['space_digest']}, but `model` gives {self.model.space.digest}; "
+                "continue with the YAML it was trained with"
+            )
+        return {"ckpt_path": str(path), "weights_only": True}
+
+    def fit(self, **given: Any) -> None:
+        """Train; after Ctrl-C say how to continue."""
+        try:
+            self.trainer.fit(**given)
+        except SystemExit:
+            if not self.trainer.interrupted:
+                raise
+            last = None if self.folder is None else self.folder / "last.ckpt"
+            if last is not None and last.exists():
+                options = _config_options(self.arguments)
+                print(f"[fit] continue with: nas fit {options} --ckpt_path {last}", file=sys.stderr)
+            raise KeyboardInterrupt from None
+
+    def search(self, **given: Any) -> None:
+        """Run the search and keep its result for the exit code."""
+        trainer = self.trainer
+        assert isinstance(trainer, NASTrainer)  # noqa: S101 - trainer_class says so
+        self.result = trainer.search(**given)
+
+    def after_fit(self) -> None:
+        """Save, register and announce the supernet."""
+        if self.folder is not None and isinstance(self.model, Supernet) and self.trainer.is_global_zero:
+            publish(
+                self.model,
+                self.datamodule,
+                self.folder,
+                study=self.settings.study,
+                logger=self.trainer.logger,
+                options=_config_options(self.arguments),
+            )
+
+
+def _listed(callbacks: Any) -> list[Callback]:
+    if callbacks is None:
+        return []
+    return list(callbacks) if isinstance(callbacks, list) else [callbacks]
+
+
+def _any(callbacks: Sequence[Callback], kind: type) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)
+
+
+def _config_options(arguments: Sequence[str]) -> str:
+    """Return the ``-c FILE`` parts of a command line, to be repeated in the next command."""
+    found = []
+    for position, argument in enumerate(arguments):
+        if argument in ("-c", "--config") and position + 1 < len(arguments):
+            found.append(f"-c {shlex.quote(arguments[position + 1])}")
+        elif argument.startswith("--config="):
+            found.append(f"-c {shlex.quote(argument.partition('=')[2])}")
+    return " ".join(found)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one verb and return its exit code; 130 after Ctrl-C.
+
+    Raises:
+        UsageError: the command line or the configuration cannot be used.
+    """
+    with silenced():
+        try:
+            result = NASCLI(arguments).result
+        except SystemExit as leaving:  # the parser's way to end --help and --print_config
+            return leaving.code if isinstance(leaving.code, int) else 0
+    return INTERRUPTED if result is not None and result.reason == "interrupted" else 0

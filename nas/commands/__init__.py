@@ -1,0 +1,1 @@
+"""The commands that need no Trainer: plain typed functions, imported when they are called."""

@@ -1,0 +1,87 @@
+"""``nas export``: one given subnetwork as files that need nothing of ours."""
+
+from pathlib import Path
+
+from nas.addresses import locate
+from nas.commands.boundary import UsageError
+from nas.commands.sample import data_from
+from nas.commands.silence import silenced
+from nas.delivery import deliver, describe_delivery, register
+from nas.known import Known, known_trials
+from nas.trainer import open_supernet
+from search_spaces import Architecture, SearchSpace
+from supernets import weights_version
+from trials import Trial
+
+__all__ = ["export"]
+
+_ENDS = ("smallest", "middle", "largest")
+
+
+def export(
+    supernet: str,
+    *,
+    architecture: str,
+    format: list[str] | str = "safetensors",
+    out: str = "subnetwork",
+    study: str | None = None,
+    storage: str = "studies.journal",
+    data: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Export one subnetwork of a supernet.
+
+    Args:
+        supernet: models:/NAME@alias, a folder that `nas fit` saved, or a .ckpt file.
+        architecture: a JSON object of choices, the identity of an architecture in a study, or one of smallest, middle
+            and largest.
+        format: safetensors, pt2 or onnx, or a list of them.
+        out: folder to write, new or empty.
+        study: where to look an identity up; every study in the storage by default.
+        storage: where studies live: a journal file, or an Optuna database URL.
+        data: YAML file with a `data` section, for checkpoints that do not name their data.
+        overwrite: replace an earlier export in `out`.
+
+    Raises:
+        InvalidArchitectureError: the architecture is not one of the space.
+        CheckpointError: the supernet cannot be read.
+        ExportError: `out` or a format cannot be used; nothing has been written.
+    """
+    with silenced():
+        located = locate(supernet)
+        net, module = open_supernet(located, None, data_from(data))
+        chosen, trial = _given(architecture, net.space), None
+        if chosen is None:
+            known = known_trials(located, weights=weights_version(net.source), study=study, storage=storage)
+            trial = _find(architecture, known)
+            chosen = net.space.architecture(trial.architecture)
+        formats = [format] if isinstance(format, str) else format
+        delivered = deliver(net, module, chosen, out, formats=formats, overwrite=overwrite)
+        print(f"\n{describe_delivery(delivered, net, searched=trial)}\n")
+        register(delivered, located, trial)
+        print(f"wrote {Path(out) / 'manifest.json'}, which says how to load each file with plain PyTorch")
+
+
+def _given(text: str, space: SearchSpace) -> Architecture | None:
+    """Return the architecture that is spelt out, or ``None`` where ``text`` is an identity."""
+    if text.lstrip().startswith("{"):
+        return space.architecture(Architecture.from_json(text))
+    if text in _ENDS:
+        ends = {"smallest": space.smallest, "middle": space.middle, "largest": space.largest}
+        return ends[text]()
+    return None
+
+
+def _find(arch_id: str, known: Known) -> Trial:
+    """Return the trial whose identity starts with ``arch_id``.
+
+    Raises:
+        UsageError: there is none, or more than one.
+    """
+    found = [trial for trial in known.trials if arch_id and trial.arch_id.startswith(arch_id)]
+    if len(found) != 1:
+        raise UsageError(
+            f"--architecture must be a JSON object, one of {', '.join(_ENDS)}, or the identity of one trial; "
+            f"{arch_id!r} fits {len(found)} of {len(known.trials)} trials in {known.source}"
+        )
+    return found[0]

@@ -1,0 +1,170 @@
+"""``nas sample``: the best subnetwork known under a limit, as files that need nothing of ours."""
+
+import time
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from nas.addresses import locate
+from nas.commands.limits import costs_for, given_limits
+from nas.commands.silence import silenced
+from nas.delivery import deliver, describe_delivery, register
+from nas.evaluation import Evaluate, Job, Screen
+from nas.known import best_under, known_trials
+from nas.objectives import WeightSharing
+from nas.progress import Progress
+from nas.sampling import UnsatisfiableError, sample_within
+from nas.trainer import open_supernet
+from search_spaces import Architecture, derive_seed
+from supernets import Supernet, weights_version
+from trials import Limit, Trial, TrialState
+
+__all__ = ["data_from", "sample"]
+
+_CANDIDATES = 64
+_SECONDS = 30.0
+
+
+def sample(
+    supernet: str,
+    *,
+    max_params: float | None = None,
+    max_macs: float | None = None,
+    max_model_size: float | None = None,
+    max_latency: float | None = None,
+    min_accuracy: float | None = None,
+    study: str | None = None,
+    storage: str = "studies.journal",
+    data: str | None = None,
+    out: str = "subnetwork",
+    formats: list[str] = ["safetensors", "pt2"],  # noqa: B006 - only read
+    overwrite: bool = False,
+    seed: int = 0,
+) -> None:
+    """Export the best known subnetwork under the limits.
+
+    Searches of this supernet are looked up in the storage and in MLflow; without any that fits, a quick random search
+    within the limits stands in.
+
+    Args:
+        supernet: models:/NAME@alias, a folder that `nas fit` saved, or a .ckpt file.
+        max_params: limit on the number of parameters.
+        max_macs: limit on multiply-accumulates of one example.
+        max_model_size: limit on the bytes of the exported weights.
+        max_latency: limit on the milliseconds of one forward pass on this machine.
+        min_accuracy: limit on the validation accuracy, a fraction.
+        study: look at the trials of this study only.
+        storage: where studies live: a journal file, or an Optuna database URL.
+        data: YAML file with a `data` section, for checkpoints that do not name their data.
+        out: folder to write, new or empty.
+        formats: of safetensors, pt2 and onnx.
+        overwrite: replace an earlier export in `out`.
+        seed: of the quick search.
+
+    Raises:
+        UnsatisfiableError: no architecture can keep the limits, or none that was tried does.
+        CheckpointError: the supernet cannot be read.
+        ExportError: `out` or a format cannot be used; nothing has been written.
+    """
+    limits = given_limits(
+        max_params=max_params,
+        max_macs=max_macs,
+        max_model_size=max_model_size,
+        max_latency=max_latency,
+        min_accuracy=min_accuracy,
+    )
+    with silenced():
+        located = locate(supernet)
+        net, module = open_supernet(located, None, data_from(data))
+        version = weights_version(net.source)
+        known = known_trials(located, weights=version, study=study, storage=storage)
+        screen = Screen(net.space, costs_for(net.space, limits), limits)
+        trials = [_measured(trial, net, screen) for trial in known.trials]
+        trial = best_under(trials, limits, net.task.headline)
+        if trial is not None:
+            print(f"[sample] best of {len(trials)} trials in {known.source}: trial {trial.number}")
+            architecture = net.space.architecture(trial.architecture)
+        else:
+            _explain(known.source, len(trials))
+            architecture = _quick_search(net, module, screen, limits, seed)
+        delivered = deliver(net, module, architecture, out, formats=formats, overwrite=overwrite)
+        print(f"\n{describe_delivery(delivered, net, searched=trial)}\n")
+        register(delivered, located, trial)
+        print(f"wrote {Path(out) / 'manifest.json'}, which says how to load each file with plain PyTorch")
+
+
+def data_from(config: str | None) -> L.LightningDataModule | None:
+    """Build the ``data`` section of a YAML file.
+
+    Raises:
+        UsageError: the file cannot be read or has no such section.
+    """
+    if config is None:
+        return None
+    from nas.commands.sections import build_section
+
+    made = build_section(Path(config), "data", L.LightningDataModule)
+    assert isinstance(made, L.LightningDataModule)  # noqa: S101 - the parser has checked
+    return made
+
+
+def _measured(trial: Trial, net: Supernet, screen: Screen) -> Trial:
+    """Return the trial with the costs that its search did not measure."""
+    if screen.metrics.keys() <= trial.measurements.keys():
+        return trial
+    costs, _ = screen(net.space.architecture(trial.architecture))
+    return trial.with_outcome(
+        type(trial.outcome())(
+            state=trial.state,
+            measurements={**costs, **trial.measurements},
+            provenance=trial.provenance,
+            finished=trial.finished,
+        )
+    )
+
+
+def _explain(source: str, count: int) -> None:
+    what = f"none of the {count} trials in {source} keeps the limits" if count else "this supernet was never searched"
+    print(f"[sample] {what}; a quick random search stands in, `nas search` finds better ones")
+
+
+def _quick_search(
+    net: Supernet, data: L.LightningDataModule, screen: Screen, limits: tuple[Limit, ...], seed: int
+) -> Architecture:
+    """Return the best of a few random architectures within the limits, in half a minute at most.
+
+    Raises:
+        UnsatisfiableError: none keeps the limits.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "sample"))
+    drawn = sample_within(net.space, screen.limits, screen.meter, generator, count=_CANDIDATES)
+    candidates = list(dict.fromkeys(drawn))
+    evaluate = Evaluate(WeightSharing(net, data))
+    progress = Progress("sample", len(candidates), "candidates")
+    deadline = time.monotonic() + _SECONDS
+    tried: list[Trial] = []
+    for number, architecture in enumerate(candidates):
+        outcome = evaluate(Job(architecture, seed, screen(architecture)[0]))
+        tried.append(
+            Trial(
+                number=number, architecture=architecture, arch_id=architecture.arch_id, state=TrialState.RUNNING
+            ).with_outcome(outcome)
+        )
+        progress.update(number + 1)
+        if time.monotonic() > deadline:
+            break
+    progress.close()
+    complete = [trial for trial in tried if trial.state is TrialState.COMPLETE]
+    best = best_under(complete, limits, net.task.headline)
+    if best is not None:
+        return net.space.architecture(best.architecture)
+    if not complete:
+        raise UnsatisfiableError(f"no candidate could be scored: {(tried[0].error or '').strip().splitlines()[-1:]}")
+    nearest = best_under(complete, screen.limits, net.task.headline)
+    shown = 0.0 if nearest is None else nearest.value(net.task.headline)
+    asked = ", ".join(f"{limit.key}={limit.bound:g}" for limit in limits)
+    raise UnsatisfiableError(
+        f"none of {len(complete)} subnetworks tried keeps {asked}; the best has {net.task.headline} {shown:.4f}; "
+        "loosen a limit, or run `nas search` with these limits"
+    )

@@ -1,0 +1,126 @@
+"""Handing out one subnetwork: calibrated, scored, exported, and registered beside its supernet."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+
+from nas.addresses import Located
+from nas.commands.tables import amount, table
+from nas.costs import CostMeter, MACs, ModelSize, Parameters
+from nas.objectives import WeightSharing
+from search_spaces import Architecture, describe
+from supernets import Supernet, weights_version
+from supernets.export import Exported, export
+from trials import Tracker, TrackingUnavailableError, Trial
+
+__all__ = ["Delivered", "deliver", "describe_delivery", "register"]
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """An exported subnetwork and what is known of it.
+
+    Attributes:
+        architecture: what was exported.
+        costs: name -> value.
+        scores: split -> metric -> value, of the exported module.
+        exported: files, parity and manifest.
+    """
+
+    architecture: Architecture
+    costs: Mapping[str, float]
+    scores: Mapping[str, Mapping[str, float]]
+    exported: Exported
+
+
+def deliver(
+    supernet: Supernet,
+    data: L.LightningDataModule,
+    architecture: Architecture,
+    folder: str | Path,
+    *,
+    formats: Sequence[str],
+    overwrite: bool,
+) -> Delivered:
+    """Extract ``architecture``, calibrate it on training data, score it on both held-out splits, and export it.
+
+    Raises:
+        ExportError: the folder or a format cannot be used; nothing has been written.
+    """
+    space = supernet.space
+    costs = CostMeter(space, [Parameters(space), MACs(space), ModelSize(space)])(architecture)
+    splits = {split: WeightSharing(supernet, data, split=split) for split in ("val", "test")}
+    scores = {split: dict(objective(architecture, seed=0).measurements) for split, objective in splits.items()}
+    manifest = {
+        "architecture": dict(architecture),
+        "arch_id": architecture.arch_id,
+        "space": describe(space),
+        "space_digest": space.digest,
+        "weights_version": weights_version(supernet.source),
+        "calibration": f"batch norm over {supernet.calibration} training batches",
+        "costs": dict(costs),
+        "scores": scores,
+    }
+    exported = export(
+        splits["val"].module(architecture, owned=True),
+        space.inputs(architecture, batch_size=2),
+        folder,
+        formats=formats,
+        manifest=manifest,
+        reference=splits["val"].module(architecture),
+        overwrite=overwrite,
+    )
+    return Delivered(architecture, costs, scores, exported)
+
+
+def describe_delivery(delivered: Delivered, supernet: Supernet, *, searched: Trial | None = None) -> str:
+    """Return the tables that the command line prints: the subnetwork, and its files with their parity."""
+    headline = supernet.task.headline
+    unit = supernet.task.quantities[headline][0]
+    rows = [["architecture", delivered.architecture.arch_id]]
+    rows += [[f"  {name}", str(value)] for name, value in delivered.architecture.items()]
+    units = {"model_size": "byte", "macs": "MAC"}
+    rows += [[name, amount(value, units.get(name, "1"))] for name, value in delivered.costs.items()]
+    if searched is not None and headline in searched.measurements:
+        rows.append([f"{headline}, validation, as searched", amount(searched.value(headline), unit)])
+    for split, label in (("val", "validation"), ("test", "test")):
+        rows.append([f"{headline}, {label}, as exported", amount(delivered.scores[split][headline], unit)])
+    files = [
+        [name, f"{path.stat().st_size:,}", f"{delivered.exported.parity[name]:.1e}", str(path)]
+        for name, path in delivered.exported.files.items()
+    ]
+    return f"{table(['subnetwork', ''], rows)}\n\n{table(['format', 'bytes', 'parity', 'file'], files)}"
+
+
+def register(delivered: Delivered, located: Located, trial: Trial | None) -> None:
+    """Register the exported folder as ``<name>-subnetwork``, with what it was made from, if the supernet is registered.
+
+    MLflow being away costs a warning: the files are there.
+    """
+    if located.name is None or located.tracking is None:
+        return
+    name = f"{located.base}-subnetwork"
+    tags = {
+        "nas.kind": "subnetwork",
+        "nas.arch_id": delivered.architecture.arch_id,
+        "nas.architecture": delivered.architecture.to_json(),
+        "nas.supernet": f"models:/{located.name}/{located.version}",
+        **{f"nas.cost.{key}": f"{value:g}" for key, value in delivered.costs.items()},
+        **{f"nas.score.{split}.{key}": f"{v:.6g}" for split, s in delivered.scores.items() for key, v in s.items()},
+    }
+    for key in ("nas.search.study", "nas.search.run"):
+        if key in located.tags:
+            tags[key] = located.tags[key]
+    if trial is not None:
+        tags["nas.trial"] = str(trial.number)
+    try:
+        tracker = Tracker(located.tracking, located.base)
+        version = tracker.register_folder(
+            delivered.exported.folder, name, alias="latest", tags=tags, run_id=located.run_id
+        )
+        print(f"registered as models:/{name}/{version}")
+    except TrackingUnavailableError as error:
+        print(f"warning: not registered in MLflow, but nothing is lost: {error}", file=sys.stderr)

@@ -1,0 +1,94 @@
+"""A Lightning Trainer that can also search."""
+
+from collections.abc import Callable
+
+import lightning as L
+
+from nas.addresses import Located, locate
+from nas.search import SearchResult
+from nas.settings import SearchSettings
+from nas.studies import run_study
+from search_spaces import construct
+from supernets import Supernet, load, read_card
+
+__all__ = ["NASTrainer", "data_of", "open_supernet"]
+
+
+def data_of(card: dict[str, object], given: L.LightningDataModule | None, *, address: str) -> L.LightningDataModule:
+    """Return the data module to use: the given one, else the one that a checkpoint's card describes.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    if given is not None:
+        return given
+    if card.get("data") is None:
+        raise ValueError(
+            f"{address} does not say which data it was trained on, and calibration needs training data; "
+            "name a data module: `data` in the YAML of `nas search`, --data CONFIG.yaml of `nas sample`"
+        )
+    made = construct(card["data"], L.LightningDataModule)
+    assert isinstance(made, L.LightningDataModule)  # noqa: S101 - construct has checked
+    return made
+
+
+def open_supernet(
+    located: Located, model: Supernet | None, data: L.LightningDataModule | None
+) -> tuple[Supernet, L.LightningDataModule]:
+    """Return the trained supernet and its data module.
+
+    Args:
+        located: the checkpoint.
+        model: what the configuration describes, checked against the checkpoint; ``None`` takes the checkpoint's.
+        data: the same for the data.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        CheckpointMismatchError: it belongs to another space than ``model``.
+    """
+    card = read_card(located.path)
+    supernet = load(located.path, space=None if model is None else model.space)
+    return supernet, data_of(card, data, address=located.address)
+
+
+class NASTrainer(L.Trainer):
+    """``lightning.Trainer`` with one more verb: ``search``."""
+
+    def search(
+        self,
+        model: Supernet | None = None,
+        datamodule: L.LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        *,
+        settings: SearchSettings | None = None,
+        tracking: str | None = None,
+        command: str = "",
+        locator: Callable[..., Located] = locate,
+    ) -> SearchResult:
+        """Search the subnetworks of a trained supernet.
+
+        Running a study again continues it.
+
+        Args:
+            model: the supernet, or what a checkpoint is checked against; left out, the checkpoint says.
+            datamodule: its data; left out, the checkpoint says.
+            ckpt_path: trained supernet: a .ckpt file, a folder that `nas fit` saved, or models:/NAME@alias.
+            settings: the ``search`` section of a configuration.
+            tracking: MLflow address that mirrors the study; ``None`` for no mirror.
+            command: how a person continues the study.
+            locator: finds the files of ``ckpt_path``.
+
+        Raises:
+            ValueError: there is neither a model nor a checkpoint, or the settings do not fit them.
+        """
+        settings = SearchSettings() if settings is None else settings
+        located = None if ckpt_path is None else locator(ckpt_path, tracking=tracking)
+        if located is not None:
+            supernet, data = open_supernet(located, model, datamodule)
+        elif model is not None and datamodule is not None:
+            supernet, data = model, datamodule
+        else:
+            raise ValueError("search needs --ckpt_path, or both a model and data in the configuration")
+        if settings.workers == 0:
+            supernet.to(self.strategy.root_device)
+        return run_study(supernet.eval(), data, settings, tracking=tracking, origin=located, command=command)
