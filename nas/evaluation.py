@@ -68,18 +68,21 @@ class Evaluate:
         """Evaluate; an exception or a value that is no number is a FAILED outcome, never an exception."""
         try:
             evaluation = self.objective(job.architecture, seed=job.seed)
-        except Exception:
+            values = {name: float(value) for name, value in evaluation.measurements.items()}
+            provenance = {str(name): str(value) for name, value in evaluation.provenance.items()}
+        except (Exception, SystemExit):
             return Outcome(state=TrialState.FAILED, measurements=job.costs, error=traceback.format_exc())
         metrics = {metric.name: metric for metric in self.objective.metrics}
-        bad = {name: value for name, value in evaluation.measurements.items() if not math.isfinite(value)}
-        if bad:
+        bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+        missing = sorted(metrics.keys() - values.keys())
+        if bad or missing:
             return Outcome(
                 state=TrialState.FAILED,
                 measurements=job.costs,
-                error=f"the objective must measure finite numbers, got {bad}",
-                provenance=evaluation.provenance,
+                error=f"the objective must measure {sorted(metrics)} as finite numbers; missing {missing}, got {bad}",
+                provenance=provenance,
             )
-        measured = {**job.costs, **_record(metrics, evaluation.measurements)}
+        measured = {**job.costs, **_record(metrics, values)}
         feasible = all(limit.holds(measured[limit.metric].value) for limit in self.limits if limit.metric in measured)
         state = TrialState.COMPLETE if feasible else TrialState.INFEASIBLE
-        return Outcome(state=state, measurements=measured, provenance=evaluation.provenance)
+        return Outcome(state=state, measurements=measured, provenance=provenance)

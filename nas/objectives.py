@@ -9,9 +9,17 @@ import lightning as L
 import torch
 from torch import nn
 
-from nas.standalone import Recipe, score, train
-from search_spaces import Architecture, derive_seed
-from supernets import Supernet, Task, calibrate, calibration_batches, weights_version
+from nas.standalone import Recipe, on_device, score, train
+from search_spaces import Architecture, derive_seed, import_path
+from supernets import (
+    Supernet,
+    Task,
+    UncalibratedError,
+    calibrate,
+    calibration_batches,
+    uncalibrated,
+    weights_version,
+)
 from trials import Metric
 
 __all__ = ["Evaluation", "FromScratch", "Objective", "WeightSharing"]
@@ -41,6 +49,10 @@ class Objective(ABC):
     """
 
     metrics: tuple[Metric, ...]
+
+    def identity(self) -> str:
+        """Return what the measurements depend on beside the architecture; a study holds one identity only."""
+        return import_path(type(self))
 
     @abstractmethod
     def __call__(self, architecture: Architecture, *, seed: int) -> Evaluation:
@@ -75,6 +87,10 @@ class WeightSharing(Objective):
     ) -> None:
         if split not in ("val", "test"):
             raise ValueError(f"WeightSharing.split must be 'val' or 'test', got {split!r}")
+        if calibration is not None and calibration < 1:
+            raise ValueError(
+                f"WeightSharing.calibration must be >= 1 batches, or null for the supernet's, got {calibration}"
+            )
         self.supernet = supernet
         self.data = data
         self.split = split
@@ -100,15 +116,31 @@ class WeightSharing(Objective):
     def module(self, architecture: Architecture, *, owned: bool = False) -> nn.Module:
         """Return the calibrated subnetwork that is scored; ``owned`` extracts it instead of binding it."""
         made = self.supernet.extract(architecture) if owned else self.supernet.bind(architecture)
-        return self.supernet.calibrated(made, self.batches()[0])
+        module = self.supernet.calibrated(made, self.batches()[0])
+        unreached = uncalibrated(module)
+        if unreached:
+            raise UncalibratedError(
+                f"batch norm must be calibrated before a subnetwork is scored, but no training batch reached "
+                f"{unreached[:5]}; does the training split give any?"
+            )
+        return module
+
+    @property
+    def version(self) -> str:
+        """Digest of the supernet's weights."""
+        if self._version is None:
+            self._version = weights_version(self.supernet.source)
+        return self._version
+
+    def identity(self) -> str:
+        """Return the digest of the weights, the split and the calibration."""
+        return f"shared:{self.version}:{self.split}:{self.calibration or self.supernet.calibration}"
 
     def __call__(self, architecture: Architecture, *, seed: int) -> Evaluation:
         """Bind, calibrate and score ``architecture``; deterministic, ``seed`` is not used."""
         del seed
-        if self._version is None:
-            self._version = weights_version(self.supernet.source)
         values = score(self.module(architecture), self.supernet.task, self.batches()[1])
-        return Evaluation(values, {"weights": f"shared:{self._version}", "split": self.split})
+        return Evaluation(values, {"weights": f"shared:{self.version}", "split": self.split})
 
 
 class FromScratch(Objective):
@@ -138,15 +170,19 @@ class FromScratch(Objective):
         self.calibration = calibration
         self.metrics = _metrics(supernet.task)
 
+    def identity(self) -> str:
+        """Return the number of steps and the split."""
+        return f"scratch:{self.recipe.steps}:{self.split}:{self.calibration}"
+
     def __call__(self, architecture: Architecture, *, seed: int) -> Evaluation:
         """Initialise, train and score ``architecture``, reproducibly from ``seed``."""
         prepare(self.data)
         task = self.supernet.task
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(seed, "initialisation"))
-            module = self.supernet.space.build(architecture)
+            module = self.supernet.space.build(architecture).to(self.supernet.source.device)
             train(module, task, self.data, self.recipe)
-        calibrate(module, calibration_batches(self.data, self.calibration), task.inputs)
+        calibrate(module, on_device(module, calibration_batches(self.data, self.calibration)), task.inputs)
         loader = self.data.val_dataloader() if self.split == "val" else self.data.test_dataloader()
         values = score(module, task, loader)
         return Evaluation(values, {"weights": f"scratch:{seed}:{self.recipe.steps} steps", "split": self.split})

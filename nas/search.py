@@ -1,6 +1,7 @@
 """The search loop: ask, screen, evaluate, record, tell."""
 
 import logging
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import torch
 
 from nas.controllers.base import Controller, Problem
 from nas.evaluation import Job, Screen
-from nas.sampling import sample_within
+from nas.sampling import UnsatisfiableError, sample_within
 from search_spaces import Architecture, InvalidArchitectureError, derive_seed
 from trials import Executor, Outcome, Trial, TrialState, non_dominated
 from trials.store import TrialStore
@@ -18,6 +19,8 @@ __all__ = ["Search", "SearchResult", "front"]
 
 _logger = logging.getLogger(__name__)
 _PATIENCE = 50  # infeasible proposals in a row before one is drawn within the limits instead
+_FRUITLESS = 10  # such draws in a row that find nothing new before the space counts as exhausted
+_TAKEN = 1000  # proposals in a row that are known already before a controller counts as out of ideas
 
 
 def front(problem: Problem, trials: Sequence[Trial]) -> list[Trial]:
@@ -87,47 +90,55 @@ class Search:
     def run(self, budget: int) -> SearchResult:
         """Continue until the study holds ``budget`` evaluated (complete, failed, or infeasible on an objective) trials.
 
-        Screened candidates are free: they count only in that every fiftieth in a row is replaced by a draw within the
-        limits.
+        Screened candidates are free, but after fifty in a row one is drawn within the limits; when such draws find
+        nothing new, the space counts as exhausted.
 
         Raises:
             UnsatisfiableError: no architecture can meet the limits on costs.
         """
-        running: dict[int, Trial] = {}
+        running: dict[int, tuple[Trial, Job]] = {}
         reason = "budget"
-        self._listen()
-        self._retries.extend(self._interrupted())
-        proposals = self._proposals()
         try:
-            while True:
-                if not self._fill(running, proposals, budget):
-                    reason = "exhausted"
-                if not running:
-                    break
-                for completion in self.executor.wait():
-                    trial = running.pop(completion.key)
-                    outcome = completion.result
-                    if outcome is None:
-                        outcome = Outcome(
-                            state=TrialState.FAILED, error=completion.error, measurements=trial.measurements
-                        )
-                    stored = self.store.finish(trial.with_outcome(outcome))
-                    if stored is not None:
-                        self._tell([stored])
-                    if self.progress is not None:
-                        self.progress(self.store.trials())
+            while reason == "budget" and self._sync() < budget:
+                self._retries.extend(self._interrupted())
+                proposals = self._proposals()
+                reason = "exhausted" if not self._evaluate(running, proposals, budget) else "budget"
         except KeyboardInterrupt:
             reason = "interrupted"
             self.executor.close()
         trials = self.store.trials()
         return SearchResult(tuple(trials), tuple(front(self.problem, trials)), reason)
 
+    def _evaluate(self, running: dict[int, tuple[Trial, Job]], proposals: Iterator[Architecture], budget: int) -> bool:
+        """Evaluate until nothing is running and the budget is full or, returning False, there are no proposals."""
+        more = True
+        while True:
+            more = self._fill(running, proposals, budget)
+            if not running:
+                return more
+            for completion in self.executor.wait():
+                trial, job = running.pop(completion.key)
+                outcome = completion.result
+                if outcome is None:
+                    outcome = Outcome(state=TrialState.FAILED, error=completion.error, measurements=job.costs)
+                stored = self.store.finish(trial.with_outcome(outcome))
+                if stored is not None:
+                    self._tell([stored])
+                if self.progress is not None:
+                    self.progress(self.store.trials())
+
+    def _sync(self) -> int:
+        """Take in what other processes did; return how many evaluations the study holds."""
+        self._listen()
+        self._spent = {trial.arch_id for trial in self.store.trials() if self._counts(trial)}
+        return len(self._spent)
+
     def _counts(self, trial: Trial) -> bool:
         """Whether a trial counts against the budget: it is evaluated, or being evaluated, by whatever process."""
         objectives = {metric.name for metric in self.problem.objectives} - set(self.screen.metrics)
         return trial.state is not TrialState.INFEASIBLE or bool(objectives & trial.measurements.keys())
 
-    def _fill(self, running: dict[int, Trial], proposals: Iterator[Architecture], budget: int) -> bool:
+    def _fill(self, running: dict[int, tuple[Trial, Job]], proposals: Iterator[Architecture], budget: int) -> bool:
         """Start evaluations until the executor or the budget is full; False when the space has no more."""
         while len(running) < self.executor.slots and len(self._spent) < budget:
             architecture = next(proposals, None)
@@ -137,7 +148,8 @@ class Search:
         return True
 
     def _proposals(self) -> Iterator[Architecture]:
-        while True:
+        fruitless = known = 0
+        while fruitless < _FRUITLESS and known < _TAKEN:
             if self._retries:
                 yield self._retries.popleft()
                 continue
@@ -145,42 +157,54 @@ class Search:
             if self._rejected >= _PATIENCE:
                 self._rejected = 0
                 drawn = self._drawn()
+                fruitless = fruitless + 1 if drawn is None else 0
                 if drawn is not None:
                     yield drawn
                     continue
             asked = self.controller.ask(1)
             if not asked:
                 return
-            yield from asked
+            for architecture in asked:
+                known = known + 1 if self.store.find(architecture.arch_id) is not None else 0
+                yield architecture
 
     def _drawn(self) -> Architecture | None:
         """Draw one unknown architecture within the limits."""
-        seed = derive_seed(self.problem.seed, "within", len(self._told))
-        generator = torch.Generator().manual_seed(seed)
-        for architecture in sample_within(
-            self.problem.space, self.screen.limits, self.screen.meter, generator, count=4
-        ):
-            if self.store.find(architecture.arch_id) is None:
-                return architecture
+        for attempt in range(4):
+            seed = derive_seed(self.problem.seed, "within", len(self._told), attempt)
+            generator = torch.Generator().manual_seed(seed)
+            try:
+                drawn = sample_within(self.problem.space, self.screen.limits, self.screen.meter, generator)[0]
+            except UnsatisfiableError:  # the walk found none from here; another may
+                continue
+            if self.store.find(drawn.arch_id) is None:
+                return drawn
         return None
 
-    def _start(self, architecture: Architecture, running: dict[int, Trial]) -> None:
-        costs, feasible = self.screen(architecture)
+    def _start(self, architecture: Architecture, running: dict[int, tuple[Trial, Job]]) -> None:
         seed = derive_seed(self.problem.seed, "trial", architecture.arch_id)
+        try:
+            costs, feasible = self.screen(architecture)
+        except Exception:
+            self._settle(architecture, Outcome(state=TrialState.FAILED, error=traceback.format_exc()), seed)
+            return
         if not feasible:
             self._rejected += 1
-            outcome = Outcome(state=TrialState.INFEASIBLE, measurements=costs)
-            stored = self.store.record(architecture, architecture.arch_id, outcome, seed=seed)
-            self._tell([stored] if stored is not None else [])
+            self._settle(architecture, Outcome(state=TrialState.INFEASIBLE, measurements=costs), seed)
             return
         self._rejected = 0
         trial = self.store.begin(architecture, architecture.arch_id, seed=seed)
         if trial is None:  # another process was faster
-            self._listen()
             return
         self._tell([trial])
-        running[trial.number] = trial
-        self.executor.submit(trial.number, Job(architecture, seed, costs))
+        job = Job(architecture, seed, costs)
+        running[trial.number] = trial, job
+        self.executor.submit(trial.number, job)
+
+    def _settle(self, architecture: Architecture, outcome: Outcome, seed: int) -> None:
+        """Record what needs no evaluation."""
+        stored = self.store.record(architecture, architecture.arch_id, outcome, seed=seed)
+        self._tell([stored] if stored is not None else [])
 
     def _interrupted(self) -> list[Architecture]:
         found = []

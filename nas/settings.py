@@ -128,6 +128,7 @@ def open_search(
         space_digest=space.digest,
         limits=problem.limits,
         metadata=metadata or {},
+        subject=objective.identity(),
     )
     evaluate = Evaluate(objective, problem.limits)
     with TrialStore(settings.storage, spec, runs=runs) as store:

@@ -7,12 +7,13 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
 
 from supernets import Cosine, Task
 
-__all__ = ["Recipe", "score", "train"]
+__all__ = ["Recipe", "on_device", "score", "train"]
 
 
 def _sgd(parameters: Iterable[Any]) -> torch.optim.Optimizer:
@@ -59,6 +60,13 @@ def _forever(data: L.LightningDataModule, steps: int) -> Iterator[Any]:
             raise ValueError("the training split gives no batch; use more data or a smaller batch_size")
 
 
+def on_device(module: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield ``batches`` moved to the device of ``module``."""
+    parameter = next(module.parameters(), None)
+    for batch in batches:
+        yield batch if parameter is None else move_data_to_device(batch, parameter.device)
+
+
 def train(module: nn.Module, task: Task, data: L.LightningDataModule, recipe: Recipe) -> nn.Module:
     """Train ``module`` on the labels of the training split, in place, and return it in evaluation mode.
 
@@ -67,7 +75,7 @@ def train(module: nn.Module, task: Task, data: L.LightningDataModule, recipe: Re
     optimizer = recipe.optimizer(list(module.parameters()))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.schedule(step / recipe.steps))
     module.train()
-    for batch in _forever(data, recipe.steps):
+    for batch in on_device(module, _forever(data, recipe.steps)):
         optimizer.zero_grad()
         torch.autograd.backward(task.loss(module(*task.inputs(batch)), batch, regularise=True))
         if recipe.clip is not None:
@@ -79,9 +87,10 @@ def train(module: nn.Module, task: Task, data: L.LightningDataModule, recipe: Re
 
 def score(module: nn.Module, task: Task, batches: Iterable[Any]) -> dict[str, float]:
     """Return the task's metrics of ``module`` over ``batches``, in evaluation mode."""
-    metrics = task.metrics()
+    parameter = next(module.parameters(), None)
+    metrics = task.metrics() if parameter is None else task.metrics().to(parameter.device)
     module.eval()
     with torch.inference_mode():
-        for batch in batches:
+        for batch in on_device(module, batches):
             task.update(metrics, module(*task.inputs(batch)), batch)
     return {name: float(value) for name, value in metrics.compute().items()}

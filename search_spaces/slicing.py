@@ -7,6 +7,7 @@ from fnmatch import translate
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from search_spaces.architecture import Architecture
 
@@ -61,12 +62,14 @@ class TensorSlice:
         source: tensor of the largest build.
         shape: shape of the small tensor.
         cuts: ``(dimension, start, length, blocks)`` for every dimension that shrinks; start and length are per block.
+        kernel: whether this is the centre of a larger convolution kernel.
     """
 
     name: str
     source: str
     shape: tuple[int, ...]
     cuts: tuple[tuple[int, int, int, int], ...]
+    kernel: bool = False
 
     @property
     def is_view(self) -> bool:
@@ -117,35 +120,31 @@ class _Site:
     shape: tuple[int, ...]
     blocks: Mapping[int, int]
     crop: Mapping[int, str]
-    suspect: str
+    packed: bool
+    per_group: tuple[int, int] | None
+    groups: int
+
+
+def _grouping(layer: nn.Module) -> tuple[int, tuple[int, int] | None]:
+    """Groups of a convolution and (outputs, inputs) of each; 1 and None for anything else."""
+    if not isinstance(layer, _ConvNd):
+        return 1, None
+    return layer.groups, (layer.out_channels // layer.groups, layer.in_channels // layer.groups)
 
 
 def _layer_defaults(layer: nn.Module, leaf: str, ndim: int) -> tuple[dict[int, int], dict[int, str]]:
     """Blocks and crops that follow from the kind of layer that owns the tensor."""
-    if isinstance(layer, nn.modules.conv._ConvNd) and leaf == "weight":
+    if isinstance(layer, _ConvNd) and leaf == "weight":
         return {}, dict.fromkeys(range(2, ndim), "center")
     if isinstance(layer, nn.MultiheadAttention) and leaf.startswith("in_proj"):
         return {0: 3}, {}
-    if isinstance(layer, nn.LSTM | nn.LSTMCell) and leaf.startswith(("weight", "bias")):
-        return {0: 1 if "_hr" in leaf else 4}, {}
-    if isinstance(layer, nn.GRU | nn.GRUCell) and leaf.startswith(("weight", "bias")):
-        return {0: 3}, {}
+    gates = 4 if isinstance(layer, nn.LSTM | nn.LSTMCell) else 3 if isinstance(layer, nn.GRU | nn.GRUCell) else 1
+    if isinstance(layer, nn.RNNBase | nn.RNNCellBase) and leaf.startswith(("weight", "bias")):
+        blocks = {0: 1 if "_hr" in leaf else gates}
+        if getattr(layer, "bidirectional", False) and leaf.startswith("weight_ih") and "_l0" not in leaf:
+            blocks[1] = 2  # the layer below hands over forward and backward features, side by side
+        return blocks, {}
     return {}, {}
-
-
-def _suspicion(layer: nn.Module, name: str, leaf: str) -> str:
-    """Why a plain prefix of dimension 0 would be wrong here, with the rule that would help; empty if it is fine."""
-    if isinstance(layer, nn.modules.conv._ConvNd) and layer.groups > 1 and leaf in ("weight", "bias"):
-        return (
-            f"it belongs to a convolution of {layer.groups} groups, whose groups shrink each by themselves; "
-            f"give TensorRule(blocks={{0: {layer.groups}}}), and the same for the channels that feed it"
-        )
-    if _PACKED.search(name):
-        return (
-            "its name says that several matrices are packed into one, and a prefix would mix their roles; "
-            "give TensorRule(blocks={0: 3}) (or the number packed), or blocks={0: 1} if a prefix is right"
-        )
-    return ""
 
 
 class Slicer:
@@ -177,7 +176,9 @@ class Slicer:
                 source = first.setdefault(id(parameter), name)
                 shape = tuple(parameter.shape)
                 blocks, crop = _layer_defaults(layer, leaf, parameter.ndim)
-                self._sites[name] = _Site(source, shape, blocks, crop, _suspicion(layer, name, leaf))
+                groups, per_group = _grouping(layer)
+                packed = 0 not in blocks and bool(_PACKED.search(name))
+                self._sites[name] = _Site(source, shape, blocks, crop, packed, per_group, groups)
                 self.shapes.setdefault(source, shape)
         unmatched = [g for pattern, g, rule in self._rules if not any(pattern.match(n) for n in self._sites)]
         if unmatched:
@@ -211,14 +212,14 @@ class Slicer:
                     continue
                 name = start + leaf
                 try:
-                    slices.append(self._slice(name, tuple(parameter.shape), architecture))
+                    slices.append(self._slice(name, tuple(parameter.shape), architecture, layer))
                 except SlicingError as error:
                     problems.append(str(error))
         if problems:
             raise SlicingError(f"cannot cut {architecture} from the largest build: " + "; ".join(problems))
         return SlicePlan(tuple(slices))
 
-    def _slice(self, name: str, shape: tuple[int, ...], architecture: Architecture) -> TensorSlice:
+    def _slice(self, name: str, shape: tuple[int, ...], architecture: Architecture, layer: nn.Module) -> TensorSlice:
         rule = self._rule(name)
         wanted = name
         if rule is not None and rule.source is not None:
@@ -228,6 +229,13 @@ class Slicer:
             raise SlicingError(
                 f"tensor {name!r} has no counterpart {wanted!r} in the largest build; give "
                 "TensorRule(source=...) with the name it is shared with"
+            )
+        groups, per_group = _grouping(layer)
+        if max(groups, site.groups) > 1 and per_group != site.per_group and (rule is None or 0 not in rule.blocks):
+            raise SlicingError(
+                f"tensor {name!r} cannot be cut by prefix: it belongs to a convolution of {site.groups} groups of "
+                f"(outputs, inputs) {site.per_group}, here {groups} of {per_group}, and whole groups must stay as they "
+                f"are; give TensorRule(blocks={{0: {site.groups}}}), and the same for the channels that feed it"
             )
         if shape == site.shape:
             return TensorSlice(name, site.source, shape, ())
@@ -252,8 +260,12 @@ class Slicer:
                     f"tensor {name!r}: dimension {dim} ({small} of {large}) does not divide into {blocks} blocks; "
                     "correct TensorRule(blocks=...) or the candidates"
                 )
-            if dim == 0 and not ruled and site.suspect and self._needs_rule(site, shape):
-                raise SlicingError(f"tensor {name!r} cannot be cut by prefix: {site.suspect}")
+            if dim == 0 and not ruled and site.packed:
+                raise SlicingError(
+                    f"tensor {name!r} cannot be cut by prefix: its name says that several matrices are packed into "
+                    "one, and a prefix would mix their roles; give TensorRule(blocks={0: 3}) (or the number packed), "
+                    "or blocks={0: 1} if a prefix is right"
+                )
             crop = rule.crop[dim] if rule is not None and dim in rule.crop else site.crop.get(dim, "prefix")
             small, large = small // blocks, large // blocks
             if crop == "center" and (large - small) % 2:
@@ -262,11 +274,5 @@ class Slicer:
                     "kernel sizes that are all odd or all even"
                 )
             cuts.append((dim, (large - small) // 2 if crop == "center" else 0, small, blocks))
-        return TensorSlice(name, site.source, shape, tuple(cuts))
-
-    @staticmethod
-    def _needs_rule(site: _Site, shape: tuple[int, ...]) -> bool:
-        """A grouped convolution is safe to cut by prefix while whole groups stay as wide as they are."""
-        if 0 in site.blocks:
-            return False
-        return "groups" not in site.suspect or (len(shape) > 1 and shape[1] != site.shape[1])
+        kernel = isinstance(layer, _ConvNd) and any(dim >= 2 and start > 0 for dim, start, *_ in cuts)
+        return TensorSlice(name, site.source, shape, tuple(cuts), kernel)

@@ -48,6 +48,14 @@ class SearchSpace(ABC):
     def inputs(self, architecture: Architecture, batch_size: int = 1) -> tuple[Tensor, ...]:
         """Return example inputs (zeros, on the current default device) for the module of ``architecture``."""
 
+    def superset(self) -> nn.Module:
+        """Return a new module that holds every tensor of every architecture; by default the largest build.
+
+        A space whose candidates have tensors of their own (operations, say) returns a module with all of them under
+        the names they have where they are built.
+        """
+        return self.build(self.largest())
+
     def rules(self) -> Mapping[str, TensorRule]:
         """Return slicing rules by glob over tensor names; the first match wins. Default: none, all prefixes."""
         return {}

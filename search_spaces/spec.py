@@ -6,11 +6,15 @@ describe an object and to build it again, with no registry and no pickle.
 
 import functools
 import importlib
+import importlib.util
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = ["construct", "describe", "import_path", "load"]
+
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 def import_path(target: Any) -> str:
@@ -52,7 +56,9 @@ def load(path: str) -> Any:
 
 
 def describe(value: Any, *, exclude: Sequence[str] = ()) -> Any:
-    """Return ``value`` as a tree of JSON types, classes and functions by import path.
+    """Return ``value`` as a tree of JSON types: objects as ``class_path``, classes and functions as ``reference``.
+
+    A ``functools.partial`` becomes ``partial`` with its keyword arguments.
 
     Args:
         value: a scalar, a list, a mapping, a class or function, or an object that follows the convention above.
@@ -68,16 +74,13 @@ def describe(value: Any, *, exclude: Sequence[str] = ()) -> Any:
     if isinstance(value, list | tuple):
         return [describe(item) for item in value]
     if inspect.isclass(value) or inspect.isfunction(value) or inspect.isbuiltin(value):
-        return import_path(value)
+        return {"reference": import_path(value)}
     if inspect.ismethod(value) and inspect.isclass(value.__self__):
-        return f"{import_path(value.__self__)}.{value.__name__}"
+        return {"reference": f"{import_path(value.__self__)}.{value.__name__}"}
     if isinstance(value, functools.partial):
         if value.args:
             raise ValueError(f"{value!r}: only keyword arguments of a partial can be described")
-        return {
-            "class_path": describe(value.func),
-            "init_args": describe(value.keywords),
-        }
+        return {"partial": import_path(value.func), "init_args": describe(value.keywords)}
     kind = type(value)
     names = [
         p.name
@@ -91,21 +94,29 @@ def describe(value: Any, *, exclude: Sequence[str] = ()) -> Any:
     return {"class_path": import_path(kind), "init_args": arguments}
 
 
-def construct(tree: Any, expected: type | None = None, **extra: Any) -> Any:
-    """Build what :func:`describe` returned.
+def construct(tree: Any, expected: type | None = None, *, trusted: Sequence[str] | None = None, **extra: Any) -> Any:
+    """Build what :func:`describe` returned, or what a user wrote in YAML.
 
     Args:
-        tree: the tree; anything that is not a ``class_path`` mapping or a container is returned as it is.
+        tree: the tree; anything that is not a ``class_path``, ``reference`` or ``partial`` mapping or a container is
+            returned as it is.
         expected: class of which the outermost object must be an instance.
+        trusted: for a tree that comes with a file: packages or modules from which it may name classes and functions.
+            ``None`` allows every importable name, which is right for what the user has written.
         extra: keyword arguments added to the outermost constructor, e.g. ``space=...`` for a weight source.
 
     Raises:
-        ValueError: a path cannot be imported, an argument does not fit, or the result is of another class.
+        ValueError: a path cannot be imported or is not trusted, an argument does not fit, or the result is of another
+            class.
     """
-    if isinstance(tree, Mapping) and "class_path" in tree and tree.keys() <= {"class_path", "init_args"}:
-        target: Callable[..., Any] = load(tree["class_path"])
+    if trusted is not None:
+        _check_trust(tree, trusted)
+    if _is_node(tree, "class_path"):
+        target = load(tree["class_path"])
         if expected is not None and not (inspect.isclass(target) and issubclass(target, expected)):
             raise ValueError(f"class_path {tree['class_path']!r} must name a subclass of {expected.__name__}")
+        if trusted is not None and not inspect.isclass(target):
+            raise ValueError(f"class_path {tree['class_path']!r} must name a class")
         arguments = {name: construct(item) for name, item in (tree.get("init_args") or {}).items()}
         try:
             inspect.signature(target).bind(**arguments, **extra)
@@ -114,8 +125,37 @@ def construct(tree: Any, expected: type | None = None, **extra: Any) -> Any:
         return target(**arguments, **extra)
     if expected is not None:
         raise ValueError(f"expected a mapping with class_path and init_args for a {expected.__name__}, got {tree!r}")
+    if _is_node(tree, "reference"):
+        return load(tree["reference"])
+    if _is_node(tree, "partial"):
+        return functools.partial(load(tree["partial"]), **construct(tree.get("init_args") or {}))
     if isinstance(tree, Mapping):
         return {key: construct(item) for key, item in tree.items()}
     if isinstance(tree, list | tuple):
         return [construct(item) for item in tree]
     return tree
+
+
+def _is_node(tree: Any, kind: str) -> bool:
+    return isinstance(tree, Mapping) and kind in tree and tree.keys() <= {kind, "init_args"}
+
+
+def _check_trust(tree: Any, trusted: Sequence[str]) -> None:
+    """Refuse every text in ``tree`` that names something importable outside the trusted packages.
+
+    Every text, since a constructor may import what it is told by name.
+    """
+    if isinstance(tree, Mapping):
+        for item in tree.values():
+            _check_trust(item, trusted)
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            _check_trust(item, trusted)
+    elif isinstance(tree, str) and _DOTTED.fullmatch(tree):
+        allowed = any(tree == name or tree.startswith(f"{name}.") for name in trusted)
+        package = tree.partition(".")[0]
+        if not allowed and importlib.util.find_spec(package) is not None:
+            raise ValueError(
+                f"the file names {tree!r}, and loading it would run code of {package!r}; if you trust the file, allow "
+                f"it by trust={package!r}"
+            )

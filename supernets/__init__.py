@@ -3,7 +3,7 @@
 from supernets.calibration import UncalibratedError, calibrate, calibration_batches, uncalibrated
 from supernets.card import card, weights_version
 from supernets.kernels import KernelTransform
-from supernets.persistence import CheckpointError, CheckpointMismatchError, load, read_card, save
+from supernets.persistence import CheckpointError, CheckpointMismatchError, load, read_card, save, trusted
 from supernets.rules import SamplingRule, SandwichRule, Slot, UniformRule
 from supernets.schedules import ConstantEnding, Cosine
 from supernets.supernet import Supernet
@@ -32,6 +32,7 @@ __all__ = [
     "load",
     "read_card",
     "save",
+    "trusted",
     "uncalibrated",
     "weights_version",
 ]

@@ -114,9 +114,12 @@ def calibration_batches(data: Any, count: int) -> list[Any]:
     """Return ``count`` training batches for :func:`calibrate`, the same ones at every call.
 
     A data module may offer ``calibration_batches(count)`` (un-augmented, in fixed order), as ours do; of any other
-    the first batches of ``train_dataloader()`` are taken.
+    the first batches of ``train_dataloader()`` are taken, under a fixed seed of torch's global random state, which is
+    left as it was.
     """
     offered = getattr(data, "calibration_batches", None)
     if callable(offered):
         return list(offered(count))
-    return list(itertools.islice(iter(data.train_dataloader()), count))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return list(itertools.islice(iter(data.train_dataloader()), count))

@@ -30,7 +30,7 @@ class KernelTransform(nn.Module):
         smallest: dict[str, int] = {}
         for plan in plans:
             for part in plan:
-                if self._cropped(part):
+                if part.kernel:
                     if len(set(part.shape[2:])) > 1 or len(set(shapes[part.source][2:])) > 1:
                         raise ValueError(
                             f"kernel_transform needs kernels of equal extent in all dimensions, but {part.name!r} "
@@ -46,16 +46,12 @@ class KernelTransform(nn.Module):
         )
 
     @staticmethod
-    def _cropped(part: TensorSlice) -> bool:
-        return len(part.shape) > 2 and any(dim >= 2 for dim, *_ in part.cuts)
-
-    @staticmethod
     def _key(name: str, size: int) -> str:
         return f"{name.replace('.', '/')}->{size}"
 
     def forward(self, part: TensorSlice, tensor: Tensor) -> Tensor:
         """Cut ``part`` out of its stored ``tensor``, transforming the kernel where it shrinks."""
-        if not self._cropped(part):
+        if not part.kernel:
             return part(tensor)
         channels = tuple(cut for cut in part.cuts if cut[0] < 2)
         kernel = TensorSlice(part.name, part.source, part.shape, channels)(tensor)

@@ -5,7 +5,7 @@ import pickle
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from supernets.supernet import Supernet
 from supernets.tasks import Task
 from supernets.weights import WeightSource
 
-__all__ = ["CheckpointError", "CheckpointMismatchError", "load", "read_card", "save"]
+__all__ = ["CheckpointError", "CheckpointMismatchError", "load", "read_card", "save", "trusted"]
 
 _WEIGHTS, _CARD = "weights.safetensors", "supernet.json"
 
@@ -60,17 +60,23 @@ def save(supernet: Supernet, folder: str | Path, *, data: Any = None) -> Path:
             json.dumps(card(supernet.tree(), supernet.space, supernet.source, data=data), indent=2, sort_keys=True)
             + "\n"
         )
+        retired = staging.with_name(f"{staging.name}-old")
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.replace(retired)
         staging.replace(folder)
+        shutil.rmtree(retired, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return folder
 
 
 def _unique(source: WeightSource) -> dict[str, Tensor]:
-    """Parameters and buffers by name, tied ones once, none sharing memory with another."""
-    return {name: value.detach().clone() for name, value in (*source.named_parameters(), *source.named_buffers())}
+    """The ``state_dict`` without second names of tied tensors, none sharing memory with another."""
+    first: dict[int, str] = {}
+    state = source.state_dict(keep_vars=True)
+    for name, value in state.items():
+        first.setdefault(id(value), name)
+    return {name: state[name].detach().clone() for name in first.values()}
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
@@ -106,15 +112,21 @@ def read_card(path: str | Path) -> dict[str, Any]:
     return _read(Path(path))[0]
 
 
-def load(path: str | Path, *, space: SearchSpace | None = None) -> Supernet:
+def trusted(extra: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the packages from which a file may name classes and functions: ours, ``torch.nn`` and ``extra``."""
+    return ("search_spaces", "hypernets", "supernets", "trials", "nas", "torch.nn", *extra)
+
+
+def load(path: str | Path, *, space: SearchSpace | None = None, trust: Sequence[str] = ()) -> Supernet:
     """Build the supernet described in a folder written by :func:`save` or in a Lightning checkpoint.
 
     Args:
         path: folder or ``.ckpt`` file.
-        space: what the caller expects; ``None`` accepts any.
+        space: what the caller expects, and used where the checkpoint is of the same space; ``None`` accepts any.
+        trust: packages of the user's own whose classes and functions the file may name, e.g. a model builder's.
 
     Raises:
-        CheckpointError: unreadable or damaged.
+        CheckpointError: unreadable, damaged, or naming code that is not trusted.
         CheckpointMismatchError: of another space than ``space``, of a newer format, or the weights do not fit.
     """
     path = Path(path)
@@ -129,13 +141,19 @@ def load(path: str | Path, *, space: SearchSpace | None = None) -> Supernet:
             f"{path} was trained on space {description['space_digest']}, but the configuration gives "
             f"{space.digest}; use the YAML it was trained with, or leave `model` out to take the checkpoint's"
         )
-    tree = description["model"]
-    made = construct(tree["space"], SearchSpace)
+    tree, names = description["model"], trusted(trust)
+
+    def part(key: str, kind: type, **extra: Any) -> Any:
+        try:
+            return construct(tree[key], kind, trusted=names, **extra)
+        except ValueError as error:
+            raise CheckpointError(f"{key} of {path}: {error}") from error
+
     supernet = Supernet(
-        made,
-        construct(tree["task"], Task),
-        source=lambda given: construct(tree["source"], WeightSource, space=given),
-        rule=construct(tree["rule"], SamplingRule),
+        part("space", SearchSpace) if space is None else space,
+        part("task", Task),
+        source=lambda given: part("source", WeightSource, space=given),
+        rule=part("rule", SamplingRule),
         calibration=tree["calibration"],
         seed=tree["seed"],
     )

@@ -1,16 +1,27 @@
 """Per-thread reuse of what is expensive to derive from an architecture."""
 
+import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from search_spaces import Architecture, SearchSpace, skeleton
 
 __all__ = ["Skeletons", "ThreadCache"]
+
+
+def _places(module: nn.Module) -> Iterator[str]:
+    """Names of parameters and persistent buffers, a layer registered under several names once."""
+    for prefix, layer in module.named_modules():
+        for leaf, tensor in (*layer._parameters.items(), *layer._buffers.items()):
+            if tensor is not None and leaf not in layer._non_persistent_buffers_set:
+                yield f"{prefix}.{leaf}" if prefix else leaf
+
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -77,6 +88,18 @@ class Skeletons:
     def borrow(self, architecture: Architecture, device: torch.device) -> nn.Module:
         """Return this thread's skeleton of ``architecture``; call it functionally, never change it."""
         return self._cache.get((architecture, device), lambda: self._build(architecture, device))
+
+    def call(
+        self, architecture: Architecture, device: torch.device, tensors: Mapping[str, Tensor], inputs: tuple[Any, ...]
+    ) -> Any:
+        """Run this thread's skeleton of ``architecture`` with ``tensors`` in place of its own, in its present mode."""
+        module = self.borrow(architecture, device)
+        if any(parameter.untyped_storage().size() for parameter in itertools.islice(module.parameters(), 1)):
+            for parameter in module.parameters():  # kept for many steps, and its values are never read
+                parameter.untyped_storage().resize_(0)
+        if len(tensors) > sum(1 for _ in _places(module)):  # a layer under several names is filled once
+            tensors = {name: tensors[name] for name in _places(module)}
+        return functional_call(module, dict(tensors), inputs, tie_weights=False)
 
     def take(self, architecture: Architecture, device: torch.device) -> nn.Module:
         """Return a skeleton that the caller owns."""

@@ -1,5 +1,6 @@
 """The supernet: a space, a weight source, a sampling rule and a task, trained by Lightning."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -8,14 +9,14 @@ import lightning as L
 import torch
 import torchmetrics
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils._pytree import tree_map
 
 from search_spaces import Architecture, SearchSpace, describe, fill
-from supernets.calibration import calibrate, calibration_batches
+from supernets.calibration import calibrate, calibration_batches, norms
 from supernets.card import card
 from supernets.rules import SamplingRule, SandwichRule, Slot
 from supernets.tasks import Task
@@ -109,10 +110,9 @@ class Supernet(L.LightningModule):
 
         Not for several threads at once in training mode of the same architecture; use :meth:`bind` to serve.
         """
-        tensors = self.source(architecture)
-        module = self.source.skeletons.borrow(architecture, self.source.device)
-        module.train(self.training)
-        return functional_call(module, tensors, inputs, tie_weights=False)
+        tensors, device = self.source(architecture), self.source.device
+        self.source.skeletons.borrow(architecture, device).train(self.training)
+        return self.source.skeletons.call(architecture, device, tensors, inputs)
 
     def bind(self, architecture: Architecture) -> nn.Module:
         """Return ``architecture`` as a module that shares storage with the weights wherever its tensors are views.
@@ -137,9 +137,10 @@ class Supernet(L.LightningModule):
                 if id(tensor) not in owned:
                     owned[id(tensor)] = tensor.detach().clone(memory_format=torch.contiguous_format)
             tensors = {name: owned[id(tensor)] for name, tensor in tensors.items()}
-        module = fill(self.source.skeletons.take(architecture, self.source.device), tensors).eval()
-        for parameter in module.parameters():
-            parameter.requires_grad_(True)
+        module = self.source.skeletons.take(architecture, self.source.device)
+        trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        for name, parameter in fill(module, tensors).eval().named_parameters():
+            parameter.requires_grad_(name in trainable)
         return module
 
     def sample(
@@ -183,14 +184,16 @@ class Supernet(L.LightningModule):
 
     def step_loss(self, slot: Slot, batch: Any, teacher: Any) -> tuple[Tensor, Any]:
         """Return the loss of one slot and its outputs; ``teacher`` are the outputs of the step's teacher, or None."""
-        tensors = self.source(slot.architecture)
-        module = self.source.skeletons.borrow(slot.architecture, self.source.device)
-        module.train()
+        tensors, device = self.source(slot.architecture), self.source.device
+        module = self.source.skeletons.borrow(slot.architecture, device)
         if slot.role == "student":  # only what learns from labels is regularised (BigNAS)
+            module.eval()
             for layer in module.modules():
-                if isinstance(layer, _DropoutNd):
-                    layer.eval()
-        outputs = functional_call(module, tensors, self.task.inputs(batch), tie_weights=False)
+                if isinstance(layer, _NormBase | nn.RNNBase):  # cuDNN differentiates recurrent layers in training alone
+                    layer.train()
+        else:
+            module.train()
+        outputs = self.source.skeletons.call(slot.architecture, device, tensors, self.task.inputs(batch))
         if slot.role == "student":
             return self.task.distillation(outputs, teacher), outputs
         return self.task.loss(outputs, batch, regularise=True), outputs
@@ -215,29 +218,49 @@ class Supernet(L.LightningModule):
                 loss, outputs = self.step_loss(slot, batch, teacher)
                 self.manual_backward(loss)
             if slot.role == "teacher":
-                teacher = outputs.detach()
+                teacher = tree_map(lambda value: value.detach() if isinstance(value, Tensor) else value, outputs)
             if position == 0:
                 self.log("train/loss", loss.detach(), prog_bar=True)
-        if self.clip is not None:
-            self.clip_gradients(optimizer, self.clip, self.clip_algorithm)  # type: ignore[arg-type]
         optimizer.step()  # type: ignore[union-attr]
         scheduler.step()  # type: ignore[union-attr]
+
+    def on_fit_start(self) -> None:
+        """Refuse a distributed strategy that cannot work, before anything is trained."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters"):
+            raise ValueError(
+                "a subnetwork uses some of the weights, so data-parallel training must look for unused parameters; "
+                "set trainer.strategy to ddp_find_unused_parameters_true"
+            )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the summed gradients, after mixed precision has unscaled them."""
+        if self.clip is not None:
+            self.clip_gradients(optimizer, self.clip, self.clip_algorithm)
 
     def configure_optimizers(self) -> Any:
         """Make the optimiser and the schedule."""
         exempt = set()
         if not self.decay_norms:
-            for layer in self.modules():
+            for layer in self.source.modules():
                 for leaf, parameter in layer._parameters.items():
                     if parameter is not None and (leaf == "bias" or isinstance(layer, _NormBase | nn.LayerNorm)):
                         exempt.add(parameter)
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if p not in exempt]}]
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.source.parameters() if p not in exempt]}]
         if exempt:
-            groups.append({"params": [p for p in self.parameters() if p in exempt], "weight_decay": 0.0})
+            groups.append({"params": [p for p in self.source.parameters() if p in exempt], "weight_decay": 0.0})
         optimizer = self.optimizer(groups)
-        total = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = self.schedule
-        scheduler = LambdaLR(optimizer, lambda step: 1.0 if schedule is None else schedule(min(1.0, step / total)))
+        schedule, total = self.schedule, float(self.trainer.estimated_stepping_batches)
+        if schedule is not None and not math.isfinite(total):
+            raise ValueError(
+                "model.schedule needs to know when training ends; set trainer.max_epochs or trainer.max_steps, or "
+                "leave the schedule out"
+            )
+
+        def factor(step: int) -> float:
+            return 1.0 if schedule is None else schedule(min(1.0, step / max(1.0, total)))
+
+        scheduler = LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Validation ------------------------------------------------------------------------------------------------------
@@ -247,14 +270,27 @@ class Supernet(L.LightningModule):
         return {"smallest": self.space.smallest(), "middle": self.space.middle(), "largest": self.space.largest()}
 
     def _begin_anchors(self) -> None:
-        batches = [
-            self.transfer_batch_to_device(batch, self.device, 0)
-            for batch in calibration_batches(self.trainer.datamodule, self.calibration)  # type: ignore[attr-defined]
-        ]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is None:
+            raise ValueError(
+                "validation calibrates batch norm on training batches, so the trainer must be given a datamodule; pass "
+                "datamodule=... instead of dataloaders"
+            )
+        if not self.trainer.training and not self.trainer.sanity_checking:
+            data.setup("fit")
         self._anchors = {
-            name: (self.calibrated(self.bind(architecture), batches), self.task.metrics().to(self.device))
+            name: (self.bind(architecture), self.task.metrics().to(self.device))
             for name, architecture in self.anchors().items()
         }
+        if any(norms(module) for module, _ in self._anchors.values()):
+            batches = [self._moved(batch) for batch in calibration_batches(data, self.calibration)]
+            for module, _ in self._anchors.values():
+                self.calibrated(module, batches)
+
+    def _moved(self, batch: Any) -> Any:
+        """Bring a batch to the device and precision of training."""
+        moved = self.transfer_batch_to_device(batch, self.device, 0)
+        return self.trainer.precision_plugin.convert_input(moved)
 
     def _score_anchors(self, batch: Any) -> None:
         for module, metrics in self._anchors.values():

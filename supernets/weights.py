@@ -1,13 +1,14 @@
 """Weight sources: an architecture in, the tensors of its module out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from search_spaces import Architecture, SearchSpace, SlicePlan, Slicer
+from search_spaces import Architecture, SearchSpace, SlicePlan, Slicer, SlicingError
 from supernets.kernels import KernelTransform
 from supernets.skeletons import Skeletons, ThreadCache
 
@@ -20,21 +21,24 @@ class WeightSource(nn.Module, ABC):
     The tensors fit ``space.build(architecture)``: exactly its ``state_dict`` keys, in its shapes. A source keeps no
     notion of a current architecture, so it may be called from many threads while its parameters are at rest.
 
+    A source that wraps another one shares its ``skeletons``, so that each module is built once.
+
     Args:
         space: the space whose architectures are filled.
+        skeletons: those of a wrapped source.
     """
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: SearchSpace, *, skeletons: Skeletons | None = None) -> None:
         super().__init__()
         self.space = space
-        self.skeletons = Skeletons(space)
+        self.skeletons = Skeletons(space) if skeletons is None else skeletons
 
     @abstractmethod
     def forward(self, architecture: Architecture) -> dict[str, Tensor]:
         """Return name -> tensor for ``architecture``.
 
-        Buffers come fresh, with the values the module is built with: statistics of batch norm belong to one
-        subnetwork and are never shared.
+        Statistics of norms come fresh, with the values that the module is built with: they belong to one subnetwork
+        and are never shared.
         """
 
     @property
@@ -42,14 +46,28 @@ class WeightSource(nn.Module, ABC):
         """Device of the parameters."""
         return next(self.parameters()).device
 
-    def buffers_of(self, architecture: Architecture) -> dict[str, Tensor]:
-        """Return owned copies of the persistent buffers of a new build of ``architecture``."""
-        module = self.skeletons.borrow(architecture, self.device)
+    def buffers_of(self, architecture: Architecture, shared: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return owned copies of the persistent buffers of a new build of ``architecture``.
+
+        Args:
+            architecture: the build.
+            shared: buffers that take the place of built ones of equal name and shape, statistics of norms excepted.
+        """
+        first = next(self.parameters())
+        module = self.skeletons.borrow(architecture, first.device)
         copies: dict[str, Tensor] = {}
         for prefix, layer in module.named_modules(remove_duplicate=False):
+            if not layer._buffers:
+                continue
+            statistics = isinstance(layer, _NormBase)
             for leaf, buffer in layer._buffers.items():
-                if buffer is not None and leaf not in layer._non_persistent_buffers_set:
-                    copies[f"{prefix}.{leaf}" if prefix else leaf] = buffer.clone()
+                if buffer is None or leaf in layer._non_persistent_buffers_set:
+                    continue
+                name = f"{prefix}.{leaf}" if prefix else leaf
+                if shared is not None and not statistics and name in shared and shared[name].shape == buffer.shape:
+                    buffer = shared[name]
+                cast = buffer.is_floating_point() and buffer.dtype != first.dtype and first.dtype != torch.float32
+                copies[name] = buffer.to(first.dtype) if cast else buffer.clone()
         return copies
 
 
@@ -57,8 +75,10 @@ class SharedWeights(WeightSource):
     """Weight sharing: every tensor is a part of the same tensor of the largest build.
 
     Parts are views wherever the space's rules allow (prefixes, centre crops), so asking for an architecture copies
-    nothing but batch-norm buffers, and gradients land in the selected part alone. ``largest`` is the user's own
-    module, unchanged: ``source.largest.load_state_dict(...)`` starts from a trained checkpoint.
+    nothing but buffers, and gradients land in the selected part alone. ``largest`` is the user's own module, unchanged
+    (``space.superset()``): ``source.largest.load_state_dict(...)`` starts from a trained checkpoint. Buffers that are
+    no statistics of norms are those of ``largest`` where the shapes agree, and those of the small build where they do
+    not; the latter must then follow from the architecture alone.
 
     Args:
         space: the space; every choice is checked to be coverable by the largest build.
@@ -69,7 +89,8 @@ class SharedWeights(WeightSource):
             for spaces that name them in ``zero_init``.
 
     Raises:
-        SlicingError: a tensor of some architecture has no well-defined place in the largest build.
+        SlicingError: a tensor of some architecture has no well-defined place in the largest build, or a buffer of it
+            is random.
     """
 
     def __init__(
@@ -81,7 +102,7 @@ class SharedWeights(WeightSource):
         self.zero_residual_gamma = zero_residual_gamma
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.largest = space.build(space.largest())
+            self.largest = space.superset()
         self.slicer = Slicer(self.largest, space.rules())
         self._plans: ThreadCache[Architecture, SlicePlan] = ThreadCache(maxsize=256)
         self._places = [
@@ -91,9 +112,46 @@ class SharedWeights(WeightSource):
             if parameter is not None and (name := f"{prefix}.{leaf}" if prefix else leaf) in self.slicer.shapes
         ]
         plans = [self.plan(architecture) for architecture in space.probes()]
+        self._has_loose_buffers = any(True for _ in self._loose_buffers(self.largest))
+        if self._has_loose_buffers:
+            self._check_buffers()
         self.kernels = KernelTransform(self.slicer.shapes, plans) if kernel_transform else None
         if zero_residual_gamma:
             self._zero(space.zero_init())
+
+    @staticmethod
+    def _loose_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
+        """Name, value and persistence of every buffer that is no statistic of a norm."""
+        for prefix, layer in module.named_modules():
+            if not isinstance(layer, _NormBase):
+                for leaf, buffer in layer._buffers.items():
+                    if buffer is not None:
+                        name = f"{prefix}.{leaf}" if prefix else leaf
+                        yield name, buffer, leaf not in layer._non_persistent_buffers_set
+
+    def _check_buffers(self) -> None:
+        """Refuse buffers that are neither shared nor a function of the architecture: no two builds would agree."""
+        shared = {name: buffer.shape for name, buffer, persistent in self._loose_buffers(self.largest) if persistent}
+        for architecture in self.space.probes():
+            builds = []
+            with torch.random.fork_rng(devices=[]):
+                for seed in (1, 2):
+                    torch.manual_seed(seed)
+                    builds.append(dict(self._own_buffers(architecture, shared)))
+            unequal = [name for name, buffer in builds[0].items() if not torch.equal(buffer, builds[1][name])]
+            if unequal:
+                raise SlicingError(
+                    f"buffers {unequal} of {dict(architecture)} differ from build to build and cannot be shared with "
+                    "the largest build; make them parameters with requires_grad=False, or persistent and of one shape"
+                )
+
+    def _own_buffers(
+        self, architecture: Architecture, shared: Mapping[str, torch.Size]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Buffers that a subnetwork does not take from the largest build."""
+        for name, buffer, persistent in self._loose_buffers(self.space.build(architecture)):
+            if not (persistent and shared.get(name) == buffer.shape):
+                yield name, buffer
 
     def _zero(self, globs: Sequence[str]) -> None:
         with torch.no_grad():
@@ -116,7 +174,8 @@ class SharedWeights(WeightSource):
         """Cut ``architecture`` out of the largest build; see :class:`WeightSource`."""
         plan, stored = self.plan(architecture), self.stored()
         tensors = plan(stored) if self.kernels is None else self._transformed(plan, stored, self.kernels)
-        return tensors | self.buffers_of(architecture)
+        shared = dict(self.largest.named_buffers()) if self._has_loose_buffers else None
+        return tensors | self.buffers_of(architecture, shared)
 
     @staticmethod
     def _transformed(plan: SlicePlan, stored: dict[str, Tensor], kernels: KernelTransform) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ class StudySpec:
         space_digest: Digest of the search space.
         limits: Hard limits.
         metadata: Facts for people (how to continue, the command line ...); the first process to open the study decides.
+        subject: What the measurements depend on beside the architecture (the digest of the weights, the split ...).
         reference: Worst corner for the hypervolume, one value per objective; found from the first trials when left out.
 
     Raises:
@@ -44,6 +45,7 @@ class StudySpec:
     limits: tuple[Limit, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
     reference: tuple[float, ...] | None = None
+    subject: str = ""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -92,6 +94,7 @@ class StudySpec:
             for what, mine, theirs in (
                 ("objectives", _words(self.objectives), _words(other.objectives)),
                 ("limits", _limit_words(self.limits), _limit_words(other.limits)),
+                ("what is evaluated", self.subject, other.subject),
                 *self._differing_choices(other),
             )
             if mine != theirs
@@ -119,6 +122,7 @@ class StudySpec:
             "limits": [limit.to_dict() for limit in self.limits],
             "metadata": dict(self.metadata),
             "reference": None if self.reference is None else list(self.reference),
+            "subject": self.subject,
         }
 
     @classmethod
@@ -141,6 +145,7 @@ class StudySpec:
             limits=tuple(Limit(**item) for item in data["limits"]),
             metadata=data["metadata"],
             reference=None if data["reference"] is None else tuple(data["reference"]),
+            subject=data["subject"],
         )
 
 

@@ -92,7 +92,9 @@ class GradientRecorder(L.Callback):
     def __init__(self) -> None:
         self.gradients: dict[str, Tensor] = {}
 
-    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.gradients = {
             name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in pl_module.named_parameters()
         }
