@@ -32,7 +32,7 @@ class NASParser(OneLineErrors, LightningArgumentParser):
 
 
 class NASCLI(LightningCLI):
-    """Parses one configuration with the sections ``trainer``, ``model``, ``data`` and ``search``, and runs a verb on it.
+    """Parses one configuration of the sections ``trainer``, ``model``, ``data`` and ``search``, and runs a verb on it.
 
     Every verb knows every section, so a misspelt key is found by the first command that reads the file.
 
@@ -88,7 +88,8 @@ class NASCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the given arguments and nothing else."""
-        self.config = parser.parse_args(args)
+        del args
+        self.config = parser.parse_args(self.arguments)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: our checkpoints describe themselves."""

@@ -119,7 +119,7 @@ def register(delivered: Delivered, located: Located, trial: Trial | None) -> Non
     try:
         tracker = Tracker(located.tracking, located.base)
         version = tracker.register_folder(
-            delivered.exported.folder, name, alias="latest", tags=tags, run_id=located.run_id
+            delivered.exported.folder, name, alias="newest", tags=tags, run_id=located.run_id
         )
         print(f"registered as models:/{name}/{version}")
     except TrackingUnavailableError as error:

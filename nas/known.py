@@ -102,8 +102,9 @@ def _remote(located: Located, study: str | None) -> list[Trial]:
 
 
 def best_under(trials: Sequence[Trial], limits: Sequence[Limit], headline: str) -> Trial | None:
-    """Return the trial with the best headline among those that keep every limit; of equals the smallest.
+    """Return the trial with the best headline among those that keep every limit.
 
+    Of equals the one with the lower loss, which tells them apart where few examples were scored, then the smallest.
     A limit on something that a trial did not measure is not kept.
     """
     kept = [
@@ -116,8 +117,8 @@ def best_under(trials: Sequence[Trial], limits: Sequence[Limit], headline: str) 
         return None
     sign = 1.0 if kept[0].measurements[headline].direction == "minimize" else -1.0
 
-    def rank(trial: Trial) -> tuple[float, float, str]:
-        params = trial.measurements.get("params")
-        return sign * trial.value(headline), params.value if params else 0.0, trial.arch_id
+    def rank(trial: Trial) -> tuple[float, float, float, str]:
+        loss, params = (trial.value(name) if name in trial.measurements else 0.0 for name in ("loss", "params"))
+        return sign * trial.value(headline), loss, params, trial.arch_id
 
     return min(kept, key=rank)

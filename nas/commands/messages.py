@@ -18,7 +18,7 @@ _ATTRIBUTE = re.compile(r"module '(?P<module>[^']+)' has no attribute '(?P<name>
 _UNKNOWN = re.compile(r"unrecognized arguments: -+(?P<name>[\w.]+)")
 _MISSING = re.compile(r"Key[s]? (?P<names>.+?) (?:is|are) required")
 _NOISE = re.compile(
-    r"(Does not validate against any|Subtypes:|Errors:|Given value( type)?:|Expected an? <class 'NoneType'>|Not a valid)"
+    r"(Does not validate against any|Subtypes:|Errors:|Given value( type)?:|Expected an? <class 'NoneType'>)"
 )
 _LONGEST = 400
 _MOST = 20

@@ -15,7 +15,13 @@ _LOGGERS = (
     "alembic",
     "mlflow",
 )
-_ANSWERED = (".*does not have many workers.*", ".*log_every_n_steps.*", ".*lr_scheduler.step.*", ".*LeafSpec.*")
+_ANSWERED = (
+    ".*does not have many workers.*",
+    ".*log_every_n_steps.*",
+    ".*lr_scheduler.step.*",
+    ".*LeafSpec.*",
+    ".*dirpath has changed.*",
+)
 
 
 @contextmanager

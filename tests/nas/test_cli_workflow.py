@@ -1,0 +1,188 @@
+"""From one YAML to a trained supernet, a search, MLflow and an exported subnetwork, through the real command line."""
+
+import contextlib
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from nas.__main__ import main
+from supernets import load
+from trials import Tracker, TrialState, TrialStore
+
+_SPEC = importlib.util.spec_from_file_location("commands_fixture", Path(__file__).with_name("commands_fixture.py"))
+assert _SPEC is not None
+assert _SPEC.loader is not None
+experiment = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(experiment)
+
+ADDRESS = "models:/small-supernet@champion"
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@dataclass(frozen=True)
+class Done:
+    folder: Path
+    fit: str
+    search: str
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
+    """One fit and one search; tests that need the folder are in it."""
+    folder = tmp_path_factory.mktemp("experiment")
+    experiment.write_config(folder)
+    torch.set_num_threads(1)
+    with contextlib.chdir(folder):
+        fit = captured(["fit", "-c", "small.yaml"])
+        search = captured(["search", "-c", "small.yaml", "--ckpt_path", ADDRESS])
+        yield Done(folder, fit, search)
+
+
+def captured(arguments: list[str]) -> str:
+    import io
+
+    stream = io.StringIO()
+    with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+        assert main(arguments) == 0, stream.getvalue()
+    return stream.getvalue()
+
+
+def test_fit_says_where_the_supernet_is_and_what_comes_next(done: Done) -> None:
+    assert "saved to runs/small/fit-1/supernet" in done.fit
+    assert f"which is {ADDRESS} now" in done.fit
+    assert f"nas search -c small.yaml --ckpt_path {ADDRESS}" in done.fit
+    assert (
+        load(done.folder / "runs/small/fit-1/supernet").space.size()
+        == load(done.folder / "runs/small/fit-1/last.ckpt").space.size()
+    )
+
+
+def test_fit_leaves_its_configuration_and_its_loss_in_mlflow(done: Done) -> None:
+    tracker = Tracker(f"sqlite:///{done.folder}/mlflow.db", "small")
+    (run,) = tracker.runs({"nas.kind": "fit"})
+    assert run.status == "FINISHED"
+    text = tracker.fetch(run.run_id, "config.yaml", done.folder).read_text()
+    assert yaml.safe_load(text)["search"]["study"] == "small"
+    assert tracker.last_step(run.run_id, "train/loss") is not None
+    assert tracker.last_step(run.run_id, "val/largest/accuracy") is not None
+
+
+def test_search_evaluates_its_budget_and_mirrors_it(done: Done) -> None:
+    with TrialStore.load("studies.journal", "small") as store:
+        trials = store.trials()
+    assert len(trials) == 6
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    tracker = Tracker(f"sqlite:///{done.folder}/mlflow.db", "small")
+    (parent,) = tracker.runs({"nas.kind": "search"})
+    assert parent.status == "FINISHED"
+    assert len(tracker.runs({"nas.kind": "trial", "mlflow.parentRunId": parent.run_id})) == 6
+    assert tracker.resolve(ADDRESS).tags["nas.search.run"] == parent.run_id
+    assert tracker.fetch(parent.run_id, "report/pareto.html", done.folder).stat().st_size > 1000
+
+
+def test_search_prints_the_front_and_the_files(done: Done) -> None:
+    assert "6/6 trials" in done.search
+    assert "Pareto front:" in done.search
+    for name in ("pareto.html", "pareto.png", "front.csv", "trials.jsonl"):
+        assert f"wrote runs/small/report/{name}" in done.search
+        assert (done.folder / "runs/small/report" / name).exists()
+
+
+def test_the_same_search_again_evaluates_nothing_twice(done: Done) -> None:
+    again = captured(["search", "-c", "small.yaml", "--ckpt_path", "runs/small/fit-1/supernet"])
+    assert "6 complete" in again
+    with TrialStore.load("studies.journal", "small") as store:
+        assert len(store.trials()) == 6
+
+
+def test_sample_exports_the_best_known_subnetwork(done: Done) -> None:
+    text = captured(["sample", ADDRESS, "--max_params", "2e3", "--out", "tiny"])
+    assert "best of 6 trials in studies.journal" in text
+    assert re.search(r"registered as models:/small-subnetwork/\d", text)
+    manifest = json.loads(Path("tiny/manifest.json").read_text())
+    with TrialStore.load("studies.journal", "small") as store:
+        fitting = [trial for trial in store.trials() if trial.value("params") <= 2000]
+    best = max(fitting, key=lambda trial: trial.value("accuracy"))
+    assert manifest["costs"]["params"] <= 2000
+    assert manifest["scores"]["val"]["accuracy"] == pytest.approx(best.value("accuracy"))
+    resolved = Tracker(f"sqlite:///{done.folder}/mlflow.db").resolve("models:/small-subnetwork@newest")
+    assert resolved.tags["nas.supernet"] == "models:/small-supernet/1"
+    assert (resolved.folder / "model.safetensors").read_bytes() == Path("tiny/model.safetensors").read_bytes()
+
+
+def test_sample_finds_the_trials_in_mlflow_where_the_storage_is_not(done: Done) -> None:
+    text = captured(
+        ["sample", ADDRESS, "--storage", "elsewhere.journal", "--out", "remote", "--formats", '["safetensors"]']
+    )
+    assert "best of 6 trials in MLflow run" in text
+
+
+def test_sample_of_an_unsearched_checkpoint_searches_a_little(done: Done) -> None:
+    text = captured(
+        ["sample", "runs/small/fit-1/last.ckpt", "--storage", "none.journal", "--max_params", "1000", "--out", "quick"]
+    )
+    assert "was never searched; a quick random search stands in" in text
+    assert json.loads(Path("quick/manifest.json").read_text())["costs"]["params"] <= 1000
+
+
+def test_export_by_json_by_identity_and_by_name_agree(done: Done) -> None:
+    with TrialStore.load("studies.journal", "small") as store:
+        trial = store.trials()[0]
+    spelt = json.dumps(dict(trial.architecture))
+    for name, given in (("by-json", spelt), ("by-id", trial.arch_id[:10])):
+        captured(["export", "runs/small/fit-1/supernet", "--architecture", given, "--out", name])
+    assert Path("by-json/model.safetensors").read_bytes() == Path("by-id/model.safetensors").read_bytes()
+    captured(["export", "runs/small/fit-1/supernet", "--architecture", "smallest", "--out", "by-name"])
+    assert json.loads(Path("by-name/manifest.json").read_text())["architecture"] == {"depth": 1, "layer1.width": 8}
+
+
+def test_an_exported_file_needs_nothing_of_ours(done: Done) -> None:
+    captured(["export", ADDRESS, "--architecture", "middle", "--format", "pt2", "--out", "alone"])
+    code = (
+        "import sys, torch\n"
+        "model = torch.export.load('alone/model.pt2').module()\n"
+        "assert not {'nas', 'supernets', 'search_spaces', 'trials'} & set(sys.modules)\n"
+        "print(tuple(model(torch.zeros(3, 64)).shape))"
+    )
+    output = subprocess.run(
+        [sys.executable, "-I", "-W", "ignore", "-c", code], capture_output=True, text=True, check=True, timeout=90
+    )
+    assert output.stdout.strip() == "(3, 10)"
+
+
+def test_report_writes_and_resyncs(done: Done) -> None:
+    text = captured(["report", "small", "--out", "report", "--resync"])
+    assert "is complete" in text
+    assert Path("report/pareto.png").exists()
+
+
+def test_validate_takes_everything_from_the_checkpoint(done: Done) -> None:
+    text = captured(["validate", "--ckpt_path", "runs/small/fit-1/last.ckpt"])
+    assert "val/largest/accuracy" in text
+
+
+def test_a_second_fit_in_the_same_folder_clashes_with_nothing(done: Done) -> None:
+    before = Path("runs/small/fit-1/supernet/weights.safetensors").read_bytes()
+    text = captured(["fit", "-c", "small.yaml", "--trainer.max_epochs", "1", "--trainer.logger", "false"])
+    assert "saved to runs/small/fit-2/supernet" in text
+    assert "registered" not in text
+    assert Path("runs/small/fit-1/supernet/weights.safetensors").read_bytes() == before
+
+
+def test_fit_continues_from_a_checkpoint(done: Done) -> None:
+    text = captured(
+        [
+            *("fit", "-c", "small.yaml", "--ckpt_path", "runs/small/fit-1/last.ckpt"),
+            *("--trainer.max_epochs", "3", "--trainer.logger", "false"),
+        ]
+    )
+    assert "51/51 steps" in text or "66/66 steps" in text
