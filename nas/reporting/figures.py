@@ -203,7 +203,6 @@ def parallel_figure(summary: Summary) -> go.Figure:
             },
         )
     )
-    figure.update_layout(
-        _layout(420, margin={"l": 70, "r": 60, "t": 96, "b": 30}, width=max(900, 84 * len(dimensions)))
-    )
+    wide = {"width": 84 * len(dimensions)} if len(dimensions) > 13 else {}
+    figure.update_layout(_layout(420, margin={"l": 70, "r": 60, "t": 96, "b": 30}, **wide))
     return figure
