@@ -39,16 +39,35 @@ def test_constructor_arguments_can_be_left_out_and_given_later():
 
 
 def test_callables_are_described_by_import_path():
-    assert describe(UserCNN) == "tests.search_spaces.models.UserCNN"
     assert import_path(MLPSpace) == "search_spaces.MLPSpace"
-    assert describe(math.floor) == "math.floor"
-    assert describe(Architecture.from_json) == "search_spaces.Architecture.from_json"
-    assert describe(functools.partial(UserCNN, widths=[4])) == {
-        "class_path": "tests.search_spaces.models.UserCNN",
-        "init_args": {"widths": [4]},
-    }
+    for value, path in (
+        (UserCNN, "tests.search_spaces.models.UserCNN"),
+        (math.floor, "math.floor"),
+        (Architecture.from_json, "search_spaces.Architecture.from_json"),
+    ):
+        assert describe(value) == {"reference": path}
+        assert construct(json.loads(json.dumps(describe(value)))) == value
     assert load("torch.nn.modules.linear.Linear") is nn.Linear
-    assert load("search_spaces.Architecture.from_json") == Architecture.from_json
+
+
+def test_a_partial_is_described_by_its_function_and_keywords():
+    tree = describe(functools.partial(UserCNN, widths=[4]))
+    assert tree == {"partial": "tests.search_spaces.models.UserCNN", "init_args": {"widths": [4]}}
+    again = construct(tree)
+    assert isinstance(again, functools.partial)
+    assert (again.func, again.args, again.keywords) == (UserCNN, (), {"widths": [4]})
+
+
+def test_callables_are_found_inside_arguments():
+    pair = Pair([nn.ReLU, functools.partial(nn.Linear, out_features=2)], {"act": math.floor})
+    again = construct(describe(pair))
+    assert again.first[0] is nn.ReLU
+    assert again.first[1].func is nn.Linear
+    assert again.second == {"act": math.floor}
+
+
+def test_text_that_looks_like_a_path_stays_text():
+    assert construct(describe(Pair("math.floor", {"class": "math.ceil"}))) == Pair("math.floor", {"class": "math.ceil"})
 
 
 @pytest.mark.parametrize(
