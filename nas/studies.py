@@ -12,11 +12,10 @@ from nas.commands.tables import amount, table
 from nas.progress import Progress
 from nas.search import Search, SearchResult, front
 from nas.settings import SearchSettings, open_search
-from supernets import Supernet, weights_version
+from supernets import Supernet
 from trials import (
     Metric,
     Mirror,
-    StudyMismatchError,
     Tracker,
     TrackingUnavailableError,
     Trial,
@@ -123,25 +122,6 @@ def write_trials(trials: Sequence[Trial], folder: Path) -> Path:
     return path
 
 
-def _check_weights(store: TrialStore, version: str) -> None:
-    """Raise when the study holds scores of other shared weights, which could not be compared.
-
-    Raises:
-        StudyMismatchError: it does.
-    """
-    others = {
-        weights
-        for trial in store.trials()
-        if (weights := trial.provenance.get("weights", "")).startswith("shared:") and weights != f"shared:{version}"
-    }
-    if others:
-        raise StudyMismatchError(
-            f"search.study {store.spec.name!r} holds trials of other weights ({', '.join(sorted(others))}) than the "
-            f"checkpoint's (shared:{version}), whose scores cannot be mixed; start a new study with "
-            f"--search.study NAME, or give the checkpoint of the first one"
-        )
-
-
 @contextmanager
 def _mirrored(settings: SearchSettings, tracking: str | None, folder: Path) -> Iterator[Mirror | None]:
     if tracking is None:
@@ -180,9 +160,7 @@ def run_study(
     """
     watch = _Watch(settings)
     metadata = {"continue": command, "supernet": "" if origin is None else origin.address}
-    version = weights_version(supernet.source)
     with open_search(supernet, data, settings, metadata=metadata, progress=watch) as search:
-        _check_weights(search.store, version)
         folder = RUNS / settings.study
         folder.mkdir(parents=True, exist_ok=True)
         watch.begin(search)

@@ -21,7 +21,8 @@ class OneLineErrors(ArgumentParser):
         """Raise :class:`UsageError`, unless the parser is used inside another one."""
         if not self.exit_on_error:
             super().error(message, ex)
-        raise UsageError(shorten(message, list(self.get_defaults(skip_validation=True).keys()))) from ex
+        parser = getattr(ex, "subcommand_parser", None) or self
+        raise UsageError(shorten(message, list(parser.get_defaults(skip_validation=True).keys()))) from ex
 
 
 def run_function(function: Callable[..., Any], arguments: Sequence[str], *, name: str) -> Any:

@@ -14,6 +14,7 @@ _CALLABLE = re.compile(r"expects a function or a callable class: ")
 _GIVEN_CLASS = re.compile(r"Got value: Namespace\(class_path='(?P<path>[^']+)'")
 _OPTION = re.compile(r"Option '(?P<name>[^']+)' is not accepted")
 _GROUP = re.compile(r"Group '(?P<group>[^']+)' does not accept option '(?P<name>[^']+)'")
+_SUBCOMMAND = re.compile(r"Subcommand '[^']+' does not accept option '(?P<name>[^']+)'")
 _ATTRIBUTE = re.compile(r"module '(?P<module>[^']+)' has no attribute '(?P<name>[^']+)'")
 _UNKNOWN = re.compile(r"unrecognized arguments: -+(?P<name>[\w.]+)")
 _MISSING = re.compile(r"Key[s]? (?P<names>.+?) (?:is|are) required")
@@ -62,6 +63,8 @@ def _explain(problem: str, owner: str | None, known: Sequence[str], *, within: s
         group = match["group"]
         names = {name.removeprefix(f"{group}.").partition(".")[0] for name in known if name.startswith(f"{group}.")}
         return f"{group}.{match['name']} is not an option; {_suggestion(match['name'], names)}"
+    if match := _SUBCOMMAND.search(problem):
+        return _misspelt(match["name"], known)
     if match := _OPTION.search(problem):
         name = match["name"].partition(".")[0]
         if owner is None and within == "":
@@ -74,6 +77,20 @@ def _explain(problem: str, owner: str | None, known: Sequence[str], *, within: s
     if match := _MISSING.search(problem):
         return f"{match['names']} must be given; add it to the YAML file or on the command line"
     return problem
+
+
+def _misspelt(name: str, known: Sequence[str]) -> str:
+    """Say which part of a dotted option is wrong: the first one under which nothing is known."""
+    parts = name.split(".")
+    for depth in range(1, len(parts)):
+        if not any(key == ".".join(parts[:depth]) or key.startswith(".".join(parts[:depth]) + ".") for key in known):
+            break
+    else:
+        depth = len(parts)
+    above = ".".join(parts[: depth - 1])
+    prefix = f"{above}." if above else ""
+    names = {key.removeprefix(prefix).partition(".")[0] for key in known if key.startswith(prefix)}
+    return f"{'.'.join(parts[:depth])} is not an option; {_suggestion(parts[depth - 1], names)}"
 
 
 def _suggestion(name: str, names: Iterable[str]) -> str:

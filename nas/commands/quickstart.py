@@ -56,6 +56,7 @@ def quickstart(out: str = "quickstart") -> int:
     except OSError as error:
         raise UsageError(f"--out must be a writable folder, got {out} ({error.strerror})") from error
     begun = time.monotonic()
+    torch.set_num_threads(1)  # networks this small only lose by being divided
     with contextlib.chdir(folder):
         before = {path for path in Path().rglob("*") if path.is_file()}
         if not Path(_CONFIG).exists():

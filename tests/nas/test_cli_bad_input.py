@@ -192,8 +192,8 @@ def test_a_study_of_other_weights_is_not_mixed(supernet: Path, here: Path, capsy
     common = ["-c", config, "--trainer.logger", "false", "--ckpt_path"]
     assert main(["search", *common, str(supernet)]) == 0
     message = refused(["search", *common, "other"], capsys)
-    assert "search.study 'small' holds trials of other weights" in message
-    assert "--search.study NAME" in message
+    assert "study 'small' exists and asks another question (what is evaluated: stored shared:" in message
+    assert "use another study name" in message
 
 
 def _reseeded(space: MLPSpace):
