@@ -9,7 +9,7 @@ from nas.search import SearchResult
 from nas.settings import SearchSettings
 from nas.studies import run_study
 from search_spaces import construct
-from supernets import Supernet, load, read_card
+from supernets import CheckpointError, Supernet, load, read_card, trusted
 
 __all__ = ["NASTrainer", "data_of", "open_supernet"]
 
@@ -18,6 +18,7 @@ def data_of(card: dict[str, object], given: L.LightningDataModule | None, *, add
     """Return the data module to use: the given one, else the one that a checkpoint's card describes.
 
     Raises:
+        CheckpointError: the card names code that is not trusted.
         ValueError: there is neither.
     """
     if given is not None:
@@ -27,7 +28,13 @@ def data_of(card: dict[str, object], given: L.LightningDataModule | None, *, add
             f"{address} does not say which data it was trained on, and calibration needs training data; "
             "name a data module: `data` in the YAML of `nas search`, --data CONFIG.yaml of `nas sample`"
         )
-    made = construct(card["data"], L.LightningDataModule)
+    try:
+        made = construct(card["data"], L.LightningDataModule, trusted=trusted())
+    except ValueError as error:
+        raise CheckpointError(
+            f"data of {address}: {error}, or name the data module yourself: `data` in the YAML of `nas search`, "
+            "--data CONFIG.yaml of `nas sample`"
+        ) from error
     assert isinstance(made, L.LightningDataModule)  # noqa: S101 - construct has checked
     return made
 

@@ -115,8 +115,6 @@ def construct(tree: Any, expected: type | None = None, *, trusted: Sequence[str]
         target = load(tree["class_path"])
         if expected is not None and not (inspect.isclass(target) and issubclass(target, expected)):
             raise ValueError(f"class_path {tree['class_path']!r} must name a subclass of {expected.__name__}")
-        if trusted is not None and not inspect.isclass(target):
-            raise ValueError(f"class_path {tree['class_path']!r} must name a class")
         arguments = {name: construct(item) for name, item in (tree.get("init_args") or {}).items()}
         try:
             inspect.signature(target).bind(**arguments, **extra)
@@ -143,19 +141,39 @@ def _is_node(tree: Any, kind: str) -> bool:
 def _check_trust(tree: Any, trusted: Sequence[str]) -> None:
     """Refuse every text in ``tree`` that names something importable outside the trusted packages.
 
-    Every text, since a constructor may import what it is told by name.
+    Every text, since a constructor may import what it is told by name; and whatever a trusted package has imported
+    from elsewhere (``package.module.os.system``) belongs to where it comes from.
     """
     if isinstance(tree, Mapping):
         for item in tree.values():
             _check_trust(item, trusted)
+        if _is_node(tree, "class_path") and not inspect.isclass(load(tree["class_path"])):
+            raise ValueError(f"class_path {tree['class_path']!r} must name a class")
     elif isinstance(tree, list | tuple):
         for item in tree:
             _check_trust(item, trusted)
     elif isinstance(tree, str) and _DOTTED.fullmatch(tree):
-        allowed = any(tree == name or tree.startswith(f"{name}.") for name in trusted)
-        package = tree.partition(".")[0]
-        if not allowed and importlib.util.find_spec(package) is not None:
+        origin = _origin(tree) if _within(tree, trusted) else tree
+        package = origin.partition(".")[0]
+        if not _within(origin, trusted) and importlib.util.find_spec(package) is not None:
             raise ValueError(
                 f"the file names {tree!r}, and loading it would run code of {package!r}; if you trust the file, allow "
                 f"it by trust={package!r}"
             )
+
+
+def _within(path: str, packages: Sequence[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}.") for name in packages)
+
+
+def _origin(path: str) -> str:
+    """Return the module in which the target of a trusted ``path`` is written; ``path`` itself if it runs no code."""
+    try:
+        target = load(path)
+    except ValueError:
+        return path
+    while isinstance(target, functools.partial):
+        target = target.func
+    if inspect.ismodule(target):
+        return target.__name__
+    return getattr(target, "__module__", None) or "builtins" if callable(target) else path

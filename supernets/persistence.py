@@ -63,7 +63,12 @@ def save(supernet: Supernet, folder: str | Path, *, data: Any = None) -> Path:
         retired = staging.with_name(f"{staging.name}-old")
         if folder.exists():
             folder.replace(retired)
-        staging.replace(folder)
+        try:
+            staging.replace(folder)
+        except BaseException:
+            if retired.exists():
+                retired.replace(folder)
+            raise
         shutil.rmtree(retired, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -114,7 +119,7 @@ def read_card(path: str | Path) -> dict[str, Any]:
 
 def trusted(extra: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the packages from which a file may name classes and functions: ours, ``torch.nn`` and ``extra``."""
-    return ("search_spaces", "hypernets", "supernets", "trials", "nas", "torch.nn", *extra)
+    return ("search_spaces", "hypernets", "supernets", "trials", "nas", "torch.nn", "torch._C._nn", *extra)
 
 
 def load(path: str | Path, *, space: SearchSpace | None = None, trust: Sequence[str] = ()) -> Supernet:

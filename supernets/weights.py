@@ -103,18 +103,18 @@ class SharedWeights(WeightSource):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.largest = space.superset()
-        self.slicer = Slicer(self.largest, space.rules())
-        self._plans: ThreadCache[Architecture, SlicePlan] = ThreadCache(maxsize=256)
-        self._places = [
-            (name, layer, leaf)
-            for prefix, layer in self.largest.named_modules()
-            for leaf, parameter in layer._parameters.items()
-            if parameter is not None and (name := f"{prefix}.{leaf}" if prefix else leaf) in self.slicer.shapes
-        ]
-        plans = [self.plan(architecture) for architecture in space.probes()]
-        self._has_loose_buffers = any(True for _ in self._loose_buffers(self.largest))
-        if self._has_loose_buffers:
-            self._check_buffers()
+            self.slicer = Slicer(self.largest, space.rules())
+            self._plans: ThreadCache[Architecture, SlicePlan] = ThreadCache(maxsize=256)
+            self._places = [
+                (name, layer, leaf)
+                for prefix, layer in self.largest.named_modules()
+                for leaf, parameter in layer._parameters.items()
+                if parameter is not None and (name := f"{prefix}.{leaf}" if prefix else leaf) in self.slicer.shapes
+            ]
+            plans = [self.plan(architecture) for architecture in space.probes()]
+            self._has_loose_buffers = any(True for _ in self._loose_buffers(self.largest))
+            if self._has_loose_buffers:
+                self._check_buffers()
         self.kernels = KernelTransform(self.slicer.shapes, plans) if kernel_transform else None
         if zero_residual_gamma:
             self._zero(space.zero_init())
@@ -134,10 +134,9 @@ class SharedWeights(WeightSource):
         shared = {name: buffer.shape for name, buffer, persistent in self._loose_buffers(self.largest) if persistent}
         for architecture in self.space.probes():
             builds = []
-            with torch.random.fork_rng(devices=[]):
-                for seed in (1, 2):
-                    torch.manual_seed(seed)
-                    builds.append(dict(self._own_buffers(architecture, shared)))
+            for seed in (1, 2):
+                torch.manual_seed(seed)
+                builds.append(dict(self._own_buffers(architecture, shared)))
             unequal = [name for name, buffer in builds[0].items() if not torch.equal(buffer, builds[1][name])]
             if unequal:
                 raise SlicingError(

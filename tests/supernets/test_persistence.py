@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from search_spaces import MLPSpace, SearchSpace
+from search_spaces import FactorySpace, MLPSpace, SearchSpace
 from supernets import (
     CheckpointError,
     CheckpointMismatchError,
@@ -79,6 +80,35 @@ def test_saving_again_replaces_the_folder(small: Supernet, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
+@pytest.mark.parametrize("moment", ["writing", "renaming"])
+def test_a_failure_while_saving_again_leaves_the_old_folder(
+    small: Supernet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    folder = save(small, tmp_path / "s")
+    version = weights_version(small.source)
+    with torch.no_grad():
+        next(small.parameters()).add_(1.0)
+    replace = Path.replace
+
+    def failing(self: Path, target: Path) -> Path:
+        if target == folder and not self.name.endswith("-old"):
+            raise OSError("no space left on device")
+        return replace(self, target)
+
+    def full(*arguments: Any) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        if moment == "renaming":
+            patched.setattr(Path, "replace", failing)
+        else:
+            patched.setattr("supernets.persistence.save_file", full)
+        with pytest.raises(OSError, match="no space left"):
+            save(small, folder)
+    assert weights_version(load(folder).source) == version
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
 def test_a_folder_of_something_else_is_kept(small: Supernet, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(FileExistsError, match=r"exists and holds no supernet; give an empty or new folder"):
@@ -92,6 +122,28 @@ def test_weights_version_follows_every_number(small: Supernet) -> None:
     with torch.no_grad():
         list(small.parameters())[-1].view(-1)[0] += 1e-6
     assert weights_version(small.source) != before
+
+
+class Scaled(nn.Module):
+    """One number scales all outputs."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.linear = nn.Linear(4, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.scale * self.linear(x)
+        return outputs
+
+
+def test_equal_weights_have_an_equal_version_and_single_numbers_count() -> None:
+    space = FactorySpace(Scaled, {"width": [2, 4]}, input_shape=(4,))
+    one, two, other = SharedWeights(space, seed=1), SharedWeights(space, seed=1), SharedWeights(space, seed=2)
+    assert weights_version(one) == weights_version(two) != weights_version(other)
+    with torch.no_grad():
+        two.get_parameter("largest.scale").add_(1e-6)
+    assert weights_version(one) != weights_version(two)
 
 
 def test_a_missing_checkpoint_is_told(tmp_path: Path) -> None:
