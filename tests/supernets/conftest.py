@@ -109,7 +109,14 @@ def recorder() -> GradientRecorder:
 def fit(tmp_path: Any) -> Callable[..., L.Trainer]:
     """Train quietly for ``steps`` steps."""
 
-    def run(supernet: Supernet, loader: Batches, steps: int, ckpt_path: str | None = None, **options: Any) -> L.Trainer:
+    def run(
+        supernet: Supernet,
+        loader: Batches | None,
+        steps: int,
+        ckpt_path: str | None = None,
+        datamodule: L.LightningDataModule | None = None,
+        **options: Any,
+    ) -> L.Trainer:
         trainer = L.Trainer(
             accelerator="cpu",
             devices=1,
@@ -124,7 +131,7 @@ def fit(tmp_path: Any) -> Callable[..., L.Trainer]:
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"You defined a `validation_step` but have no `val_dataloader`")
-            trainer.fit(supernet, loader, ckpt_path=ckpt_path, weights_only=True)
+            trainer.fit(supernet, loader, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         return trainer
 
     return run

@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from search_spaces import Architecture, Choice, ConvNetSpace, SearchSpace, Stage
+from search_spaces import Architecture, Choice, ConvNetSpace, FactorySpace, SearchSpace, Stage
 from supernets import SharedWeights
 
 
@@ -75,3 +75,28 @@ class Oblong(SearchSpace):
 def test_kernels_of_unequal_sides_are_refused() -> None:
     with pytest.raises(ValueError, match=r"equal extent in all dimensions, but 'weight' .* turn kernel_transform off"):
         SharedWeights(Oblong(), kernel_transform=True)
+
+
+class Positioned(torch.nn.Module):
+    """A convolution, and a table of positions that has as many dimensions as its kernel."""
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv1d(2, width, kernel, padding=kernel // 2)
+        self.position = torch.nn.Parameter(torch.randn(1, 6, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.conv(x).transpose(1, 2)
+        return features + self.position
+
+
+def test_tensors_that_are_no_kernels_are_left_alone() -> None:
+    space = FactorySpace(Positioned, {"width": [3, 5], "kernel": [3, 5]}, input_shape=(2, 6))
+    source = SharedWeights(space, kernel_transform=True)
+    assert source.kernels is not None
+    assert [name for name, _ in source.kernels.named_parameters()] == ["matrices.conv/weight->3"]
+    with torch.no_grad():
+        source.kernels.get_parameter("matrices.conv/weight->3").mul_(2.0)
+    tensors, largest = source(space.smallest()), dict(source.largest.named_parameters())
+    assert torch.equal(tensors["position"], largest["position"][..., :3])
+    assert torch.equal(tensors["conv.weight"], 2 * largest["conv.weight"][:3, :, 1:4])
