@@ -48,14 +48,24 @@ def skeleton(space: SearchSpace, architecture: Architecture) -> nn.Module:
             return space.build(architecture)
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Make ``module`` hold exactly ``tensors``, in place and without copying; parameters stop requiring gradients.
+def _owned(current: Tensor, given: Tensor) -> Tensor:
+    """Return the values of ``given`` in memory of the module's own, that of ``current`` where it serves."""
+    room = current.untyped_storage().nbytes() >= current.numel() * current.element_size()
+    if room and (current.dtype, current.device) == (given.dtype, given.device):
+        return current.detach().copy_(given)
+    return given.detach().clone(memory_format=torch.contiguous_format)
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, copy: bool = False) -> nn.Module:
+    """Make ``module`` hold exactly ``tensors``, in place.
 
     Names given the same tensor end up tied. Non-persistent buffers stay as they are.
 
     Args:
         module: the module whose parameters and persistent buffers are replaced.
         tensors: one tensor per ``state_dict`` key, of the same shape.
+        copy: copy the values into the memory of the module's own tensors, whose ``requires_grad`` is kept, so that
+            nothing is allocated twice. By default the module holds ``tensors`` themselves, without gradients.
 
     Returns:
         ``module``.
@@ -68,32 +78,41 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     used = 0
     for prefix, child in module.named_modules(remove_duplicate=False):
         start = f"{prefix}." if prefix else ""
-        for owner, trainable in ((child._parameters, True), (child._buffers, False)):
+        for owner, parameters in ((child._parameters, True), (child._buffers, False)):
             for leaf, current in owner.items():
-                if current is None or (not trainable and leaf in child._non_persistent_buffers_set):
+                if current is None or (not parameters and leaf in child._non_persistent_buffers_set):
                     continue
                 given = tensors.get(start + leaf)
                 if given is None:
                     problems.append(f"{start + leaf}: missing")
                     continue
                 used += 1
-                if given is current and not trainable:
+                if given is current and not parameters:
                     continue
                 if given.shape != current.shape:
                     problems.append(f"{start + leaf}: expected {tuple(current.shape)}, got {tuple(given.shape)}")
-                places.append((owner, leaf, given, trainable))
+                places.append((owner, leaf, given, parameters))
     if used < len(tensors):
         known = module.state_dict(keep_vars=True).keys()
         problems.extend(f"{name}: unexpected" for name in tensors if name not in known)
     if problems:
         raise ValueError("tensors do not fit the module: " + "; ".join(problems))
     made: dict[int, nn.Parameter] = {}
+    filled: set[int] = set()
     with torch.no_grad():
-        for owner, leaf, given, trainable in places:
-            if trainable:
-                if id(given) not in made:
-                    made[id(given)] = nn.Parameter(given, requires_grad=False)
-                owner[leaf] = made[id(given)]
-            else:
-                owner[leaf] = given.detach()
+        for owner, leaf, given, parameters in places:
+            if not parameters:
+                owner[leaf] = _owned(owner[leaf], given) if copy else given.detach()
+                continue
+            if id(given) not in made:
+                current = owner[leaf]
+                if not copy:
+                    value = given
+                elif id(current) in filled:  # tied in the module, but not in the tensors
+                    value = given.detach().clone()
+                else:
+                    value = _owned(current, given)
+                filled.add(id(current))
+                made[id(given)] = nn.Parameter(value, requires_grad=copy and current.requires_grad)
+            owner[leaf] = made[id(given)]
     return module

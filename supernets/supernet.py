@@ -132,16 +132,8 @@ class Supernet(L.LightningModule):
         """
         with torch.no_grad():
             tensors = self.source(architecture)
-            owned: dict[int, Tensor] = {}
-            for tensor in tensors.values():
-                if id(tensor) not in owned:
-                    owned[id(tensor)] = tensor.detach().clone(memory_format=torch.contiguous_format)
-            tensors = {name: owned[id(tensor)] for name, tensor in tensors.items()}
         module = self.source.skeletons.take(architecture, self.source.device)
-        trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-        for name, parameter in fill(module, tensors).eval().named_parameters():
-            parameter.requires_grad_(name in trainable)
-        return module
+        return fill(module, tensors, copy=True).eval()
 
     def sample(
         self,

@@ -101,3 +101,38 @@ def test_fill_reaches_recurrent_layers_and_leaves_other_buffers_alone():
     x = torch.randn(4, 1, 2)
     assert torch.equal(module(x)[0], donor(x)[0])
     assert module.get_buffer("scratch").item() == 1
+
+
+def test_fill_copies_into_memory_of_the_modules_own_when_asked():
+    donor, module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    module.get_parameter("0.bias").requires_grad_(False)
+    own = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
+    given = {name: torch.full_like(tensor, 3) for name, tensor in donor.state_dict().items()}
+    fill(module, given, copy=True)
+    assert {name: tensor.data_ptr() for name, tensor in module.state_dict().items()} == own
+    assert all(torch.equal(tensor, given[name]) for name, tensor in module.state_dict().items())
+    assert [p.requires_grad for p in module.parameters()] == [True, False, True, True]
+
+
+def test_fill_copies_where_the_module_has_no_memory_or_another_type():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    module.get_parameter("0.weight").untyped_storage().resize_(0)
+    given = {name: torch.randn(tensor.shape) for name, tensor in module.state_dict().items()}
+    given["0.bias"] = torch.ones(2, dtype=torch.float64)
+    fill(module, given, copy=True)
+    for name, tensor in module.state_dict().items():
+        assert tensor.dtype == given[name].dtype
+        assert torch.equal(tensor, given[name])
+        assert tensor.data_ptr() != given[name].data_ptr()
+
+
+def test_fill_by_copy_gives_every_name_its_own_tensor_even_where_the_module_was_tied():
+    module = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    module[1].weight = module[0].weight
+    fill(module, {"0.weight": torch.zeros(2, 2), "1.weight": torch.ones(2, 2)}, copy=True)
+    assert torch.equal(module.get_parameter("0.weight"), torch.zeros(2, 2))
+    assert torch.equal(module.get_parameter("1.weight"), torch.ones(2, 2))
+    shared = torch.full((2, 2), 2.0)
+    fill(module, {"0.weight": shared, "1.weight": shared}, copy=True)
+    assert module[0].weight is module[1].weight
+    assert module.get_parameter("0.weight").data_ptr() != shared.data_ptr()

@@ -8,9 +8,9 @@ from typing import cast
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from search_spaces import Architecture, MLPSpace, SearchSpace
+from search_spaces import Architecture, Choice, MLPSpace, SearchSpace
 from supernets import Classification, SharedWeights, Supernet
 
 
@@ -33,6 +33,14 @@ def test_bind_shares_storage_and_extract_does_not(supernet: Supernet, architectu
             assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size(), name
         assert not any(parameter.requires_grad for parameter in bound.parameters())
         assert all(parameter.requires_grad for parameter in extracted.parameters())
+
+
+def test_an_architecture_in_training_can_be_extracted(supernet: Supernet, inputs: Tensor) -> None:
+    small = supernet.space.smallest()
+    expected = supernet(small, inputs)
+    for _ in range(2):
+        assert torch.equal(supernet.extract(small)(inputs), expected)
+        assert torch.equal(supernet(small, inputs), expected)
 
 
 def test_batch_norm_buffers_belong_to_one_subnetwork(supernet: Supernet, architectures: list[Architecture]) -> None:
@@ -126,3 +134,23 @@ def test_bad_settings_are_refused() -> None:
         Supernet(space, Classification(4), calibration=0)
     with pytest.raises(ValueError, match=r"clip=-1"):
         Supernet(space, Classification(4), clip=-1.0)
+
+
+class HalfFrozen(SearchSpace):
+    choices = (Choice("width", (2, 4)),)
+
+    def build(self, architecture: Architecture) -> nn.Module:
+        width = architecture.integer("width")
+        module = nn.Sequential(nn.Linear(3, width), nn.Linear(width, 4))
+        module[0].requires_grad_(False)
+        return module
+
+    def inputs(self, architecture: Architecture, batch_size: int = 1) -> tuple[Tensor, ...]:
+        return (torch.zeros(batch_size, 3),)
+
+
+def test_parameters_that_the_space_freezes_stay_frozen_when_extracted() -> None:
+    space = HalfFrozen()
+    module = Supernet(space, Classification(4)).extract(space.smallest())
+    trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert trainable == {"1.weight", "1.bias"}
