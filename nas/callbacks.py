@@ -89,4 +89,4 @@ class KeepConfig(SaveConfigCallback):
         text = self.parser.dump(self.config, skip_none=False)
         for logger in trainer.loggers:
             if isinstance(logger, TrackingLogger):
-                logger.experiment.log_text(logger.run_id, text, "config.yaml")
+                logger.log_config(text)

@@ -180,7 +180,7 @@ def run_study(
 
 def _announce(result: SearchResult, objectives: Sequence[Metric], settings: SearchSettings, command: str) -> None:
     states = {state: sum(trial.state is state for trial in result.trials) for state in TrialState}
-    counts = ", ".join(f"{count} {state.lower()}" for state, count in states.items() if count)
+    counts = ", ".join(f"{count} {state.lower()}" for state, count in states.items() if count and state.finished)
     ending = {
         "budget": f"search.trials={settings.trials} evaluations done",
         "exhausted": "the space has no more architectures",

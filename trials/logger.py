@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 from lightning.pytorch.loggers import MLFlowLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from trials.tracking import artifact_location, check_tracking, log_new_params
+from trials.tracking import artifact_location, check_tracking, is_mlflow_trouble, log_new_params
 from trials.tracking import tracking_uri as absolute_uri
 
 __all__ = ["TrackingLogger"]
@@ -24,7 +24,8 @@ class TrackingLogger(MLFlowLogger):
 
     Differs from Lightning's logger: the database and the artifacts beside it are found by default; parameters are
     named ``hp/...``; a long value becomes the artifact ``hyperparameters.json`` instead of being cut; logging other
-    parameters when a run is continued does not end the fit; there is a folder for checkpoints, ``save_dir``.
+    parameters when a run is continued does not end the fit; MLflow going away during a fit costs the rest of its
+    metrics and a warning, not the fit; there is a folder for checkpoints, ``save_dir``.
 
     It extends a concrete class because Lightning's own callbacks recognise an MLflow logger by that class.
 
@@ -66,6 +67,7 @@ class TrackingLogger(MLFlowLogger):
         self.experiment_name = experiment_name
         self.tracking_uri = address
         self._folder = save_dir
+        self._away = False
 
     @property
     def save_dir(self) -> str:
@@ -78,12 +80,43 @@ class TrackingLogger(MLFlowLogger):
 
         A parameter that the run has already keeps its value: MLflow refuses changes.
         """
+        self._try(self._log_leaves, params)
+
+    def _log_leaves(self, params: dict[str, Any] | Namespace) -> None:
         leaves = dict(_leaves(vars(params) if isinstance(params, Namespace) else params))
         long = {key for key, value in leaves.items() if len(value) > _LONGEST}
         if long:
             self.experiment.log_text(self.run_id, json.dumps(leaves, indent=2), _FILE)
         shown = {f"hp/{key}": f"see {_FILE}" if key in long else value for key, value in leaves.items()}
         log_new_params(self.experiment, str(self.run_id), shown)
+
+    @rank_zero_only
+    def log_config(self, text: str) -> None:
+        """Keep a configuration as ``config.yaml`` of the run."""
+        self._try(lambda: self.experiment.log_text(self.run_id, text, "config.yaml"))
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log metrics, until MLflow goes away."""
+        self._try(super().log_metrics, metrics, step)
+
+    @rank_zero_only
+    def finalize(self, status: str = "success") -> None:
+        """End the run, unless MLflow has gone away."""
+        self._try(super().finalize, status)
+
+    def _try(self, write: Callable[..., None], *values: Any) -> None:
+        """Write, or skip it after the first failure: a client that retries would stall every step of the fit."""
+        if self._away:
+            return
+        try:
+            write(*values)
+        except Exception as error:
+            if not is_mlflow_trouble(error):
+                raise
+            self._away = True
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            rank_zero_warn(f"MLflow has gone away, training goes on without it: {reason}")
 
 
 def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -30,6 +30,7 @@ __all__ = [
     "TrackingUnavailableError",
     "artifact_location",
     "check_tracking",
+    "is_mlflow_trouble",
     "log_new_params",
     "tracking_name",
     "tracking_uri",
@@ -425,12 +426,12 @@ class Tracker:
                 f"MLflow must be installed to write to {redact(self.uri)}, it is not ({error}); pip install mlflow"
             ) from error
         except Exception as error:
-            if not _is_mlflow_trouble(error):
+            if not is_mlflow_trouble(error):
                 raise
             raise _unavailable(self.uri, error) from error
 
 
-def _is_mlflow_trouble(error: Exception) -> bool:
+def is_mlflow_trouble(error: Exception) -> bool:
     """Return whether the error comes from MLflow, its database layer, its transport or the file system."""
     origins: Any = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     return isinstance(error, OSError) or bool(origins & {"mlflow", "sqlalchemy", "sqlite3", "requests", "alembic"})

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,10 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from nas.__main__ import main
+from nas.callbacks import FitProgress
+from nas.objectives import Evaluation, WeightSharing
+from search_spaces import Architecture
 from supernets import load
-from trials import Tracker, TrialState, TrialStore
+from trials import Tracker, TrackingUnavailableError, TrialState, TrialStore
 
 _SPEC = importlib.util.spec_from_file_location("commands_fixture", Path(__file__).with_name("commands_fixture.py"))
 assert _SPEC is not None
@@ -186,3 +192,72 @@ def test_fit_continues_from_a_checkpoint(done: Done) -> None:
         ]
     )
     assert "51/51 steps" in text or "66/66 steps" in text
+
+
+def test_an_interrupted_fit_says_how_to_continue(
+    done: Done, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: FitProgress, trainer, *_: object) -> None:
+        if trainer.global_step == 20:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(FitProgress, "on_train_batch_end", interrupt)
+    try:
+        assert main(["fit", "-c", "small.yaml", "--trainer.logger", "false"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning ignores Ctrl-C from then on
+    match = re.search(r"continue with: nas fit -c small.yaml --ckpt_path (\S+)", capsys.readouterr().err)
+    assert match is not None
+    assert load(match[1]).space.size() == 12
+
+
+def test_an_interrupted_search_is_continued_by_the_same_command(
+    done: Done, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [
+        *("search", "-c", "small.yaml", "--ckpt_path", "runs/small/fit-1/supernet"),
+        *("--search.study", "broken", "--search.trials", "4", "--trainer.logger", "false"),
+    ]
+    evaluate = WeightSharing.__call__
+    calls: list[str] = []
+
+    def interrupt(self: WeightSharing, architecture: Architecture, *, seed: int) -> Evaluation:
+        calls.append(architecture.arch_id)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return evaluate(self, architecture, seed=seed)
+
+    monkeypatch.setattr(WeightSharing, "__call__", interrupt)
+    assert main(command) == 130
+    output = capsys.readouterr()
+    assert "interrupted, nothing is lost (2 complete)" in output.out
+    assert "continue with: nas search -c small.yaml" in output.err
+    assert main(command) == 0
+    assert "4 complete" in capsys.readouterr().out
+    assert len(calls) == 5
+    assert len(set(calls)) == 4
+
+
+def test_mlflow_that_goes_away_during_a_fit_costs_the_registration_alone(
+    done: Done, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[object] = []
+
+    def away(*_: object, **__: object) -> int:
+        raise TrackingUnavailableError("MLflow must be reachable")
+
+    def broken(self: MlflowClient, run_id: str, metrics: object = (), **_: object) -> None:
+        if metrics:
+            written.append(metrics)
+            raise MlflowException("database is locked")
+
+    monkeypatch.setattr(Tracker, "register_folder", away)
+    monkeypatch.setattr(MlflowClient, "log_batch", broken)
+    with pytest.warns(UserWarning, match="MLflow has gone away, training goes on without it: database is locked"):
+        assert main(["fit", "-c", "small.yaml", "--trainer.max_epochs", "1"]) == 0
+    assert len(written) == 1
+    output = capsys.readouterr()
+    assert "warning: not registered in MLflow, but nothing is lost: MLflow must be reachable" in output.err
+    match = re.search(r"--ckpt_path (\S+)", output.out)
+    assert match is not None
+    assert load(match[1]).space.size() == 12
