@@ -2,6 +2,7 @@
 
 from supernets.calibration import UncalibratedError, calibrate, calibration_batches, uncalibrated
 from supernets.card import card, weights_version
+from supernets.export import Exported, ExportError, export
 from supernets.kernels import KernelTransform
 from supernets.persistence import CheckpointError, CheckpointMismatchError, load, read_card, save, trusted
 from supernets.rules import SamplingRule, SandwichRule, Slot, UniformRule
@@ -16,6 +17,8 @@ __all__ = [
     "Classification",
     "ConstantEnding",
     "Cosine",
+    "ExportError",
+    "Exported",
     "KernelTransform",
     "SamplingRule",
     "SandwichRule",
@@ -29,6 +32,7 @@ __all__ = [
     "calibrate",
     "calibration_batches",
     "card",
+    "export",
     "load",
     "read_card",
     "save",
