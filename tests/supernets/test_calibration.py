@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from search_spaces import MLPSpace, SearchSpace
 from supernets import Classification, Supernet, calibrate, calibration_batches, uncalibrated
@@ -159,3 +160,18 @@ def test_calibration_batches_are_the_first_of_a_foreign_loader_or_what_our_own_o
 
     assert calibration_batches(Foreign(), 2) == loader.batches[:2]
     assert calibration_batches(Own(), 2) == ["plain", "plain"]
+
+
+def test_a_shuffled_foreign_loader_gives_the_same_batches_at_every_call() -> None:
+    class Shuffled:
+        def train_dataloader(self) -> Any:
+            return DataLoader(TensorDataset(torch.arange(40.0)), batch_size=4, shuffle=True)
+
+    first = calibration_batches(Shuffled(), 3)
+    torch.manual_seed(1234)
+    state = torch.get_rng_state()
+    second = calibration_batches(Shuffled(), 3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(first) == len(second) == 3
+    assert all(torch.equal(a, b) for (a,), (b,) in zip(first, second, strict=True))
+    assert not torch.equal(first[0][0], torch.arange(4.0)), "still shuffled: consecutive examples may be of one class"

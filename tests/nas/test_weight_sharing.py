@@ -1,0 +1,93 @@
+"""Scores with the supernet's weights: what must be calibrated, and which weights a study is about."""
+
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from nas.objectives import WeightSharing
+from nas.settings import SearchSettings, open_search
+from nas.trainer import data_of
+from search_spaces import MLPSpace
+from supernets import CheckpointError, Classification, SharedWeights, Supernet, UncalibratedError
+from trials import StudyMismatchError
+
+
+class Data(L.LightningDataModule):
+    """``training`` and 8 validation examples of any origin."""
+
+    def __init__(self, training: int = 16) -> None:
+        super().__init__()
+        self.training = training
+
+    def _loader(self, count: int) -> DataLoader:
+        inputs = torch.randn(count, 6, generator=torch.Generator().manual_seed(count))
+        return DataLoader(TensorDataset(inputs, torch.arange(count) % 3), batch_size=4)
+
+    def train_dataloader(self):
+        return self._loader(self.training)
+
+    def val_dataloader(self):
+        return self._loader(8)
+
+    test_dataloader = val_dataloader
+
+
+def supernet(batch_norm: bool = True, seed: int = 0) -> Supernet:
+    space = MLPSpace(6, 3, widths=(4, 8), depths=(1, 2), batch_norm=batch_norm)
+    return Supernet(space, Classification(3), source=lambda given: SharedWeights(given, seed=seed), calibration=2)
+
+
+def test_norms_that_no_training_batch_reaches_are_refused():
+    given = supernet()
+    with pytest.raises(UncalibratedError, match=r"no training batch reached \['norm1'\]; does the training split give"):
+        WeightSharing(given, Data(training=0))(given.space.smallest(), seed=0)
+    assert WeightSharing(given, Data())(given.space.smallest(), seed=0).measurements.keys() == {"accuracy", "loss"}
+
+
+def test_networks_without_norms_need_no_training_batch():
+    given = supernet(batch_norm=False)
+    evaluation = WeightSharing(given, Data(training=0))(given.space.largest(), seed=0)
+    assert 0 <= evaluation.measurements["accuracy"] <= 1
+
+
+@pytest.mark.parametrize("calibration", [0, -3])
+def test_calibration_takes_at_least_one_batch(calibration):
+    message = rf"calibration must be >= 1 batches, or null for the supernet's, got {calibration}"
+    with pytest.raises(ValueError, match=message):
+        WeightSharing(supernet(), Data(), calibration=calibration)
+
+
+@pytest.mark.parametrize("other", ["weights", "split", "calibration"])
+def test_a_study_is_about_one_set_of_weights_one_split_and_one_calibration(tmp_path: Path, other: str):
+    storage, runs = str(tmp_path / "studies.journal"), str(tmp_path / "runs")
+
+    def open_with(given, **options):
+        settings = SearchSettings(
+            storage=storage, objective=lambda model, data: WeightSharing(model, data, **options), trials=2
+        )
+        with open_search(given, Data(), settings, runs=runs) as search:
+            search.run(2)
+
+    open_with(supernet())
+    open_with(supernet())
+    changed = supernet(seed=1) if other == "weights" else supernet()
+    options: dict = {"split": {"split": "test"}, "calibration": {"calibration": 1}}.get(other, {})
+    with pytest.raises(
+        StudyMismatchError, match=r"'search' exists and asks another question \(what is evaluated: store"
+    ):
+        open_with(changed, **options)
+
+
+def test_a_data_module_is_built_from_a_card_only_if_the_card_is_trusted():
+    tree = {"class_path": "tests.nas.test_weight_sharing.Data", "init_args": {"training": 4}}
+    with pytest.raises(
+        CheckpointError, match=r"data of a.ckpt: the file names 'tests.nas.*or name the data module your"
+    ):
+        data_of({"data": tree}, None, address="a.ckpt")
+    given = Data()
+    assert data_of({"data": tree}, given, address="a.ckpt") is given
+    digits = data_of({"data": {"class_path": "nas.data.DigitsData", "init_args": {}}}, None, address="a.ckpt")
+    assert type(digits).__name__ == "DigitsData"
