@@ -74,11 +74,11 @@ def test_a_study_is_about_one_set_of_weights_one_split_and_one_calibration(tmp_p
     open_with(supernet())
     open_with(supernet())
     changed = supernet(seed=1) if other == "weights" else supernet()
-    options: dict = {"split": {"split": "test"}, "calibration": {"calibration": 1}}.get(other, {})
+    changes: dict[str, dict] = {"weights": {}, "split": {"split": "test"}, "calibration": {"calibration": 1}}
     with pytest.raises(
         StudyMismatchError, match=r"'search' exists and asks another question \(what is evaluated: store"
     ):
-        open_with(changed, **options)
+        open_with(changed, **changes[other])
 
 
 def test_a_data_module_is_built_from_a_card_only_if_the_card_is_trusted():
