@@ -229,14 +229,16 @@ def _any(callbacks: Sequence[Callback], kind: type) -> bool:
 
 
 def _config_options(arguments: Sequence[str]) -> str:
-    """Return the ``-c FILE`` parts of a command line, to be repeated in the next command."""
+    """Return what of a command line belongs in the next one: ``-c FILE`` and the options of the ``search`` section."""
     found = []
-    for position, argument in enumerate(arguments):
-        if argument in ("-c", "--config") and position + 1 < len(arguments):
-            found.append(f"-c {shlex.quote(arguments[position + 1])}")
-        elif argument.startswith("--config="):
-            found.append(f"-c {shlex.quote(argument.partition('=')[2])}")
-    return " ".join(found)
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument in ("-c", "--config") or argument.startswith(("--config=", "--search.")):
+            found.append(argument)
+            if "=" not in argument and rest:
+                found.append(rest.pop(0))
+    return shlex.join(found)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -57,7 +57,7 @@ def publish(
         folder: of the run.
         study: names the registered model, ``<study>-supernet``.
         logger: of the trainer; a run of ours is where the model belongs.
-        options: the ``-c FILE`` part of the next command.
+        options: of the next command, its ``-c FILE`` among them.
     """
     from trials.logger import TrackingLogger
 
@@ -76,4 +76,4 @@ def publish(
             print(f"[fit] registered as models:/{name}/{version}, which is {address} now")
         except TrackingUnavailableError as error:
             print(f"warning: not registered in MLflow, but nothing is lost: {error}", file=sys.stderr)
-    print(f"\nNext:\n  nas search {options} --ckpt_path {address}".replace("  --", " --"))
+    print("\nNext:\n  " + " ".join(part for part in ("nas search", options, f"--ckpt_path {address}") if part))

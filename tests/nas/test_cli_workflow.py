@@ -178,7 +178,10 @@ def test_validate_takes_everything_from_the_checkpoint(done: Done) -> None:
 
 def test_a_second_fit_in_the_same_folder_clashes_with_nothing(done: Done) -> None:
     before = Path("runs/small/fit-1/supernet/weights.safetensors").read_bytes()
-    text = captured(["fit", "-c", "small.yaml", "--trainer.max_epochs", "1", "--trainer.logger", "false"])
+    text = captured(
+        ["fit", "-c", "small.yaml", "--trainer.max_epochs", "1", "--trainer.logger", "false", "--search.trials=7"]
+    )
+    assert "nas search -c small.yaml --search.trials=7 --ckpt_path runs/small/fit-2/supernet" in text
     assert "saved to runs/small/fit-2/supernet" in text
     assert "registered" not in text
     assert Path("runs/small/fit-1/supernet/weights.safetensors").read_bytes() == before
