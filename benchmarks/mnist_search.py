@@ -4,7 +4,8 @@ A supernet of small residual networks on MNIST, trained by the sandwich rule. (1
 split under the limit of half the MACs of the largest network; the best subnetwork found keeps the supernet's weights
 and is compared on the test split with the largest network trained alone for the same number of steps. (2) Twelve
 architectures, evenly spread over MACs, are trained alone for a third of the steps; Kendall's tau compares their test
-accuracies with those of the same architectures in the supernet. Random search with equal evaluations is reported beside the search.
+accuracies with those of the same architectures in the supernet. Random search with equal evaluations is reported
+beside the search.
 """
 
 import functools

@@ -23,9 +23,7 @@ SAMPLERS = {"random": optuna.samplers.RandomSampler, "TPE": optuna.samplers.TPES
 def bare(folder: Path, trials: int, sampler: str) -> float:
     """Seconds that bare Optuna takes."""
     choices = TwelveChoices.choices
-    storage = optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(str(folder / "optuna.journal"))
-    )
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "optuna.journal")))
     study = optuna.create_study(storage=storage, sampler=SAMPLERS[sampler](seed=0), direction="maximize")
 
     def objective(trial: optuna.Trial) -> float:
