@@ -7,10 +7,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from search_spaces import Architecture, Choice, ConvNetSpace, MLPSpace, SearchSpace, Stage
+from search_spaces import Architecture, Choice, ConvNetSpace, FactorySpace, MLPSpace, SearchSpace, Stage
 from supernets import SharedWeights, Supernet, WeightSource
 
 Batch = tuple[Tensor, Tensor]
+
+
+class Attention(torch.nn.Module):
+    """A user's own classifier of ``(B, 6, 5)`` sequences: packed attention, elastic in width and depth."""
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.embed = torch.nn.Linear(5, width)
+        self.qkv = torch.nn.ModuleList(torch.nn.Linear(width, 3 * width) for _ in range(depth))
+        self.norm = torch.nn.ModuleList(torch.nn.LayerNorm(width) for _ in range(depth))
+        self.head = torch.nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for qkv, norm in zip(self.qkv, self.norm, strict=True):
+            query, key, value = qkv(norm(x)).chunk(3, dim=-1)
+            x = x + torch.softmax(query @ key.transpose(1, 2), dim=-1) @ value
+        logits: Tensor = self.head(x.mean(1))
+        return logits
 
 
 def spaces() -> dict[str, SearchSpace]:
@@ -23,6 +42,12 @@ def spaces() -> dict[str, SearchSpace]:
             [Stage((4, 8), (1, 2), (3, 5), (1, 2), squeeze_excite=True), Stage((8, 12), (1, 2), (3,), (2,), stride=2)],
             4,
             resolutions=(6, 8),
+        ),
+        "factory": FactorySpace(
+            Attention,
+            {"width": [4, 8, 12], "depth": [1, 2]},
+            input_shape=(6, 5),
+            slicing={"qkv.*": {"blocks": {0: 3}}},
         ),
     }
 

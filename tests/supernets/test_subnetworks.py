@@ -27,7 +27,11 @@ def test_bind_shares_storage_and_extract_does_not(supernet: Supernet, architectu
     held = storages(list(supernet.parameters()))
     for architecture in architectures:
         bound, extracted = supernet.bind(architecture), supernet.extract(architecture)
-        assert storages(list(bound.parameters())) <= held
+        assert isinstance(supernet.source, SharedWeights)
+        views = {part.name for part in supernet.source.plan(architecture) if part.is_view}
+        shared = {n for n, p in bound.named_parameters() if p.untyped_storage().data_ptr() in held}
+        assert shared == views
+        assert not any("qkv" not in name for name in dict(bound.named_parameters()).keys() - views)
         assert not storages(list(extracted.state_dict().values())) & held
         for name, tensor in extracted.state_dict().items():
             assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size(), name
@@ -68,8 +72,12 @@ def test_weights_written_to_the_supernet_show_in_what_is_bound_but_not_in_what_w
         for parameter in supernet.parameters():
             parameter.mul_(1.5)
     assert torch.equal(extracted(inputs), before)
-    assert torch.equal(bound(inputs), supernet.extract(small)(inputs))
     assert not torch.equal(bound(inputs), before)
+    assert torch.equal(supernet.bind(small)(inputs), supernet.extract(small)(inputs))
+    assert isinstance(supernet.source, SharedWeights)
+    views = [part.name for part in supernet.source.plan(small) if part.is_view]
+    assert views
+    assert all(torch.equal(bound.get_parameter(name), supernet.source(small)[name]) for name in views)
 
 
 def test_tied_parameters_stay_tied(tied_space: SearchSpace) -> None:
