@@ -38,7 +38,7 @@ lint: env
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist worksteal
 
 bench: env
 	$(BIN)/python -m benchmarks --all

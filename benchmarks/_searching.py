@@ -1,7 +1,7 @@
 """A search whose evaluations cost nothing, for benchmarks of everything around them.
 
-``python -m benchmarks._searching FOLDER TRIALS PAUSE`` runs or continues the study in ``FOLDER`` with tracking on, every
-evaluation sleeping ``PAUSE`` seconds and leaving a line in ``FOLDER/evaluated.log``.
+``python -m benchmarks._searching FOLDER TRIALS PAUSE`` runs or continues the study in ``FOLDER`` with tracking on,
+every evaluation sleeping ``PAUSE`` seconds and leaving a line in ``FOLDER/evaluated.log``.
 """
 
 import os

@@ -18,7 +18,7 @@ from benchmarks import Result
 from nas.data import ImageData
 from nas.objectives import prepare
 from nas.standalone import score
-from search_spaces import Architecture, MLPSpace
+from search_spaces import Architecture, MLPSpace, SearchSpace
 from supernets import (
     Classification,
     SandwichRule,
@@ -42,7 +42,7 @@ RULES = {
 class SharedStatistics(WeightSource):
     """Shared weights whose subnetworks also share one set of running statistics: the mistake to measure."""
 
-    def __init__(self, space: MLPSpace, *, seed: int) -> None:
+    def __init__(self, space: SearchSpace, *, seed: int) -> None:
         super().__init__(space)
         self.seed = seed
         self.weights = SharedWeights(space, seed=seed)

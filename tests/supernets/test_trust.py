@@ -53,7 +53,7 @@ def edit(folder: Path, value: Any) -> None:
 def test_another_package_is_refused_and_not_even_imported(folder: Path, victim: Path, value: Any) -> None:
     edit(folder, value)
     with pytest.raises(
-        CheckpointError, match=r"task of .*saved: the file names 'hostile_package\..*trust='hostile_pac"
+        CheckpointError, match=r"task of .*saved: the file names 'hostile_package\..*trust=\['hostile_pac"
     ):
         load(folder)
     assert victim.exists()
@@ -99,7 +99,7 @@ def test_a_users_own_builder_is_loaded_when_trusted_or_given(builder: Any, tmp_p
     space = FactorySpace(builder, {"widths.length": [1, 2], "widths.*": [4, 6]}, input_shape=(1, 8, 8))
     supernet = Supernet(space, Classification(3))
     folder = save(supernet, tmp_path / "own")
-    with pytest.raises(CheckpointError, match=r"names 'tests.search_spaces.models.UserCNN'.*allow it by trust='tests'"):
+    with pytest.raises(CheckpointError, match=r"names 'tests.search_spaces.models.UserCNN'.*allow it by trust=\['tests'"):
         load(folder)
     images = torch.randn(2, 1, 8, 8)
     expected = supernet.extract(space.largest())(images)
