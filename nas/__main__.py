@@ -67,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what follows ``nas``; the process's own arguments by default.
     """
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # so that a YAML file finds the modules beside it, as with python -m nas
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait cost 4 x on a busy machine
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # or creating a database takes twenty lines

@@ -19,7 +19,7 @@ from nas.publishing import new_run_folder, publish
 from nas.search import SearchResult
 from nas.settings import SearchSettings
 from nas.trainer import NASTrainer
-from supernets import CheckpointMismatchError, Supernet, load, read_card
+from supernets import CheckpointMismatchError, Supernet, read_card
 from trials import TrackingUnavailableError, tracking_uri
 
 __all__ = ["NASCLI", "NASParser", "run"]
@@ -64,7 +64,7 @@ class NASCLI(LightningCLI):
         inherited = {name: hidden for name, hidden in LightningCLI.subcommands().items() if name in _SUBCOMMANDS}
         return {
             **{name: hidden | {"weights_only"} for name, hidden in inherited.items()},
-            "search": {"model", "datamodule", "settings", "tracking", "command", "locator"},
+            "search": {"model", "datamodule", "settings", "tracking", "command", "config", "locator"},
         }
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -150,7 +150,9 @@ class NASCLI(LightningCLI):
         from trials.logger import TrackingLogger
 
         try:
-            return TrackingLogger(self.settings.study, tracking_uri=self.tracking)
+            return TrackingLogger(
+                self.settings.study, run_name=f"{self.subcommand} {self.settings.study}", tracking_uri=self.tracking
+            )
         except TrackingUnavailableError as error:
             raise UsageError(
                 f"trainer.logger: {error}; set MLFLOW_TRACKING_URI, or say --trainer.logger false to train without it"
@@ -159,16 +161,21 @@ class NASCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         given: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         if subcommand == "search":
-            return {**given, "settings": self.settings, "tracking": self.tracking, "command": self.command}
+            text = self._parser(subcommand).dump(self.config[subcommand], skip_none=False)
+            return {
+                **given,
+                "settings": self.settings,
+                "tracking": self.tracking,
+                "command": self.command,
+                "config": text,
+            }
         if subcommand == "fit":
             return {**given, **self._resumption(given.get("ckpt_path"))}
         located = locate(given["ckpt_path"])
-        space = self.model.space if isinstance(self.model, Supernet) else None
-        given["model"] = load(located.path, space=space)
-        if given.get("datamodule") is None:
-            from nas.trainer import data_of
+        from nas.trainer import open_supernet
 
-            given["datamodule"] = data_of(read_card(located.path), None, address=located.address)
+        model = self.model if isinstance(self.model, Supernet) else None
+        given["model"], given["datamodule"] = open_supernet(located, model, given.get("datamodule"))
         return {**given, "ckpt_path": None}
 
     def _resumption(self, checkpoint: str | None) -> dict[str, Any]:

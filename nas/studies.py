@@ -28,6 +28,7 @@ from trials import (
 __all__ = ["RUNS", "TRIALS_FILE", "front_table", "run_study", "write_trials"]
 
 RUNS = Path("runs")
+CONFIG_FILE = "config.yaml"
 TRIALS_FILE = "trials.jsonl"
 _ROWS = 12
 
@@ -142,6 +143,7 @@ def run_study(
     tracking: str | None,
     origin: Located | None,
     command: str,
+    config: str = "",
 ) -> SearchResult:
     """Run or continue the study of ``settings``, print its front, and leave a report.
 
@@ -152,6 +154,7 @@ def run_study(
         tracking: MLflow address, or ``None``.
         origin: where the supernet came from; a registered version gets a reference to the search.
         command: how a person continues the study.
+        config: the whole configuration, kept beside the report and in MLflow.
 
     Raises:
         UnsatisfiableError: no architecture can meet the limits on costs.
@@ -163,6 +166,8 @@ def run_study(
     with open_search(supernet, data, settings, metadata=metadata, progress=watch) as search:
         folder = RUNS / settings.study
         folder.mkdir(parents=True, exist_ok=True)
+        if config:
+            write_atomically(folder / CONFIG_FILE, config)
         watch.begin(search)
         with _mirrored(settings, tracking, folder) as mirror:
             result = search.run(settings.trials)
@@ -170,7 +175,7 @@ def run_study(
             _announce(result, search.problem.objectives, settings, command)
             files = _report(search.store, result, folder / "report")
         if mirror is not None:
-            _complete(mirror, settings, tracking, folder / "report", origin)
+            _complete(mirror, settings, tracking, folder, origin)
     for path in files.values():
         print(f"  wrote {path}")
     if origin is not None and result.front:
@@ -213,7 +218,7 @@ def _report(store: TrialStore, result: SearchResult, folder: Path) -> Mapping[st
 
 
 def _complete(
-    mirror: Mirror, settings: SearchSettings, tracking: str | None, report: Path, origin: Located | None
+    mirror: Mirror, settings: SearchSettings, tracking: str | None, folder: Path, origin: Located | None
 ) -> None:
     """Let the mirror finish, then add the report and the reference from the supernet to the search."""
     resync = f"nas report {settings.study} --storage {settings.storage} --resync"
@@ -223,8 +228,10 @@ def _complete(
         return
     try:
         tracker = Tracker(tracking, settings.study)
-        if report.is_dir():
-            tracker.log_artifacts(outcome.run_id, report, "report")
+        if (folder / CONFIG_FILE).exists():
+            tracker.log_config(outcome.run_id, (folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        if (folder / "report").is_dir():
+            tracker.log_artifacts(outcome.run_id, folder / "report", "report")
         if origin is not None and origin.name is not None and origin.version is not None:
             tags = {"nas.search.study": settings.study, "nas.search.run": outcome.run_id}
             tracker.tag_version(origin.name, origin.version, tags)

@@ -1,6 +1,6 @@
 """A Lightning Trainer that can also search."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import lightning as L
 
@@ -14,7 +14,9 @@ from supernets import CheckpointError, Supernet, load, read_card, trusted
 __all__ = ["NASTrainer", "data_of", "open_supernet"]
 
 
-def data_of(card: dict[str, object], given: L.LightningDataModule | None, *, address: str) -> L.LightningDataModule:
+def data_of(
+    card: dict[str, object], given: L.LightningDataModule | None, *, address: str, trust: Sequence[str] = ()
+) -> L.LightningDataModule:
     """Return the data module to use: the given one, else the one that a checkpoint's card describes.
 
     Raises:
@@ -29,7 +31,7 @@ def data_of(card: dict[str, object], given: L.LightningDataModule | None, *, add
             "name a data module: `data` in the YAML of `nas search`, --data CONFIG.yaml of `nas sample`"
         )
     try:
-        made = construct(card["data"], L.LightningDataModule, trusted=trusted())
+        made = construct(card["data"], L.LightningDataModule, trusted=trusted(trust))
     except ValueError as error:
         raise CheckpointError(
             f"data of {address}: {error}, or name the data module yourself: `data` in the YAML of `nas search`, "
@@ -40,7 +42,11 @@ def data_of(card: dict[str, object], given: L.LightningDataModule | None, *, add
 
 
 def open_supernet(
-    located: Located, model: Supernet | None, data: L.LightningDataModule | None
+    located: Located,
+    model: Supernet | None,
+    data: L.LightningDataModule | None,
+    *,
+    trust: Sequence[str] = (),
 ) -> tuple[Supernet, L.LightningDataModule]:
     """Return the trained supernet and its data module.
 
@@ -48,14 +54,22 @@ def open_supernet(
         located: the checkpoint.
         model: what the configuration describes, checked against the checkpoint; ``None`` takes the checkpoint's.
         data: the same for the data.
+        trust: packages of the user's own that the checkpoint may name, beside those of ``model``.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
         CheckpointMismatchError: it belongs to another space than ``model``.
     """
     card = read_card(located.path)
-    supernet = load(located.path, space=None if model is None else model.space)
-    return supernet, data_of(card, data, address=located.address)
+    names = [*trust, *(() if model is None else _packages(model))]
+    supernet = load(located.path, space=None if model is None else model.space, trust=names)
+    return supernet, data_of(card, data, address=located.address, trust=names)
+
+
+def _packages(model: Supernet) -> set[str]:
+    """Packages of the parts of a supernet that the user has described, and so trusts."""
+    parts = (model.space, model.task, model.source, model.rule)
+    return {type(part).__module__.partition(".")[0] for part in parts}
 
 
 class NASTrainer(L.Trainer):
@@ -70,6 +84,7 @@ class NASTrainer(L.Trainer):
         settings: SearchSettings | None = None,
         tracking: str | None = None,
         command: str = "",
+        config: str = "",
         locator: Callable[..., Located] = locate,
     ) -> SearchResult:
         """Search the subnetworks of a trained supernet.
@@ -83,6 +98,7 @@ class NASTrainer(L.Trainer):
             settings: the ``search`` section of a configuration.
             tracking: MLflow address that mirrors the study; ``None`` for no mirror.
             command: how a person continues the study.
+            config: the whole configuration, kept with the search.
             locator: finds the files of ``ckpt_path``.
 
         Raises:
@@ -98,4 +114,6 @@ class NASTrainer(L.Trainer):
             raise ValueError("search needs --ckpt_path, or both a model and data in the configuration")
         if settings.workers == 0:
             supernet.to(self.strategy.root_device)
-        return run_study(supernet.eval(), data, settings, tracking=tracking, origin=located, command=command)
+        return run_study(
+            supernet.eval(), data, settings, tracking=tracking, origin=located, command=command, config=config
+        )

@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -172,7 +173,7 @@ class Tracker:
 
     Args:
         uri: Tracking address, see :func:`tracking_uri`.
-        experiment: Name of the experiment, created when missing with its artifacts beside the database.
+        experiment: Name of the experiment, created when it is needed with its artifacts beside the database.
 
     Raises:
         TrackingUnavailableError: If MLflow is not installed, or cannot be reached or written.
@@ -186,12 +187,16 @@ class Tracker:
             from mlflow import MlflowClient
 
             self._client = MlflowClient(self.uri, registry_uri=self.uri)
-            found = self._client.get_experiment_by_name(experiment)
-            if found is None:
-                location = artifact_location(self.uri, experiment)
-                self.experiment_id: str = self._client.create_experiment(experiment, artifact_location=location)
-            else:
-                self.experiment_id = found.experiment_id
+
+    @cached_property
+    def experiment_id(self) -> str:
+        """Id of the experiment, which is created by whoever first needs it."""
+        with self._translated():
+            found = self._client.get_experiment_by_name(self.experiment)
+            if found is not None:
+                return str(found.experiment_id)
+            location = artifact_location(self.uri, self.experiment)
+            return str(self._client.create_experiment(self.experiment, artifact_location=location))
 
     def start_run(
         self, name: str, *, tags: Mapping[str, str], parent: str | None = None, started: float | None = None

@@ -28,6 +28,7 @@ def export(
     storage: str = "studies.journal",
     data: str | None = None,
     overwrite: bool = False,
+    trust: list[str] = [],  # noqa: B006 - only read
 ) -> None:
     """Export one subnetwork of a supernet.
 
@@ -41,6 +42,7 @@ def export(
         storage: where studies live: a journal file, or an Optuna database URL.
         data: YAML file with a `data` section, for checkpoints that do not name their data.
         overwrite: replace an earlier export in `out`.
+        trust: packages of your own that the supernet may name, e.g. that of your model.
 
     Raises:
         InvalidArchitectureError: the architecture is not one of the space.
@@ -49,7 +51,7 @@ def export(
     """
     with silenced():
         located = locate(supernet)
-        net, module = open_supernet(located, None, data_from(data))
+        net, module = open_supernet(located, None, data_from(data), trust=trust)
         chosen, trial = _given(architecture, net.space), None
         if chosen is None:
             known = known_trials(located, weights=weights_version(net.source), study=study, storage=storage)

@@ -140,27 +140,31 @@ class History:
             raise ValueError(f"count must be 0 or more, got {count}")
         return min(count, self.problem.space.size() - self.seen)
 
-    def propose(self, count: int, draw: Callable[[torch.Generator], Architecture]) -> list[Architecture]:
+    def propose(
+        self, count: int, draw: Callable[[torch.Generator], Architecture], *, redraws: int = 4
+    ) -> list[Architecture]:
         """Return ``count`` unseen architectures made by ``draw``, fewer only when the space has no more.
 
-        What ``draw`` returns is replaced by something unseen where it repeats: after a few tries a mutation of it, then
-        a random architecture, then whatever enumeration of the space finds.
+        What ``draw`` returns is replaced by something unseen where it repeats: after ``redraws`` tries a mutation of
+        it, then a random architecture, then whatever enumeration of the space finds.
 
         Raises:
             ValueError: ``count`` is negative.
         """
         proposed: list[Architecture] = []
         for _ in range(self.room(count)):
-            architecture = self._unseen(draw, self.generator())
+            architecture = self._unseen(draw, self.generator(), redraws)
             self._seen.add(architecture)
             self._asked[architecture] = None
             proposed.append(architecture)
         return proposed
 
-    def _unseen(self, draw: Callable[[torch.Generator], Architecture], generator: torch.Generator) -> Architecture:
+    def _unseen(
+        self, draw: Callable[[torch.Generator], Architecture], generator: torch.Generator, redraws: int
+    ) -> Architecture:
         space = self.problem.space
         architecture = draw(generator)
-        for _ in range(4):
+        for _ in range(redraws):
             if architecture not in self:
                 return architecture
             architecture = draw(generator)

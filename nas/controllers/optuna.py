@@ -86,7 +86,7 @@ class OptunaController(Controller):
 
             asked: list[Architecture] = []
             for _ in range(room):
-                asked += self._history.propose(1, draw)
+                asked += self._history.propose(1, draw, redraws=0)  # a sampler repeats what it believes in: vary it
                 self._study.start(asked[-1])
         return asked
 
