@@ -158,7 +158,7 @@ def _check_trust(tree: Any, trusted: Sequence[str]) -> None:
         if not _within(origin, trusted) and importlib.util.find_spec(package) is not None:
             raise ValueError(
                 f"the file names {tree!r}, and loading it would run code of {package!r}; if you trust the file, allow "
-                f"it by trust=[{package!r}]"
+                f"it by trust=[{package!r}], on the command line --trust {package}"
             )
 
 

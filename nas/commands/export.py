@@ -28,7 +28,7 @@ def export(
     storage: str = "studies.journal",
     data: str | None = None,
     overwrite: bool = False,
-    trust: list[str] = [],  # noqa: B006 - only read
+    trust: list[str] | str = [],  # noqa: B006 - only read
 ) -> None:
     """Export one subnetwork of a supernet.
 
@@ -42,7 +42,7 @@ def export(
         storage: where studies live: a journal file, or an Optuna database URL.
         data: YAML file with a `data` section, for checkpoints that do not name their data.
         overwrite: replace an earlier export in `out`.
-        trust: packages of your own that the supernet may name, e.g. that of your model.
+        trust: a package of your own that the supernet may name, that of your model say, or a list of them.
 
     Raises:
         InvalidArchitectureError: the architecture is not one of the space.
@@ -51,7 +51,7 @@ def export(
     """
     with silenced():
         located = locate(supernet)
-        net, module = open_supernet(located, None, data_from(data), trust=trust)
+        net, module = open_supernet(located, None, data_from(data), trust=[trust] if isinstance(trust, str) else trust)
         chosen, trial = _given(architecture, net.space), None
         if chosen is None:
             known = known_trials(located, weights=weights_version(net.source), study=study, storage=storage)

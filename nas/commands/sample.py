@@ -40,7 +40,7 @@ def sample(
     out: str = "subnetwork",
     formats: list[str] = ["safetensors", "pt2"],  # noqa: B006 - only read
     overwrite: bool = False,
-    trust: list[str] = [],  # noqa: B006 - only read
+    trust: list[str] | str = [],  # noqa: B006 - only read
     seed: int = 0,
 ) -> None:
     """Export the best known subnetwork under the limits.
@@ -61,7 +61,7 @@ def sample(
         out: folder to write, new or empty.
         formats: of safetensors, pt2 and onnx.
         overwrite: replace an earlier export in `out`.
-        trust: packages of your own that the supernet may name, e.g. that of your model.
+        trust: a package of your own that the supernet may name, that of your model say, or a list of them.
         seed: of the quick search.
 
     Raises:
@@ -78,7 +78,7 @@ def sample(
     )
     with silenced():
         located = locate(supernet)
-        net, module = open_supernet(located, None, data_from(data), trust=trust)
+        net, module = open_supernet(located, None, data_from(data), trust=[trust] if isinstance(trust, str) else trust)
         version = weights_version(net.source)
         known = known_trials(located, weights=version, study=study, storage=storage)
         screen = Screen(net.space, costs_for(net.space, limits), limits)

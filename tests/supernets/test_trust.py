@@ -99,7 +99,9 @@ def test_a_users_own_builder_is_loaded_when_trusted_or_given(builder: Any, tmp_p
     space = FactorySpace(builder, {"widths.length": [1, 2], "widths.*": [4, 6]}, input_shape=(1, 8, 8))
     supernet = Supernet(space, Classification(3))
     folder = save(supernet, tmp_path / "own")
-    with pytest.raises(CheckpointError, match=r"names 'tests.search_spaces.models.UserCNN'.*allow it by trust=\['tests'"):
+    with pytest.raises(
+        CheckpointError, match=r"names 'tests.search_spaces.models.UserCNN'.*allow it by trust=\['tests'"
+    ):
         load(folder)
     images = torch.randn(2, 1, 8, 8)
     expected = supernet.extract(space.largest())(images)
