@@ -10,11 +10,11 @@ what a supernet without calibration would report.
 import statistics
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 
 from benchmarks import Result
+from benchmarks._training import fit
 from nas.data import ImageData
 from nas.objectives import prepare
 from nas.standalone import score
@@ -73,17 +73,7 @@ def train(space: MLPSpace, data: ImageData, rule: str, seed: int, steps: int) ->
         clip_algorithm="value",
         seed=seed,
     )
-    trainer = L.Trainer(
-        max_steps=total,
-        limit_val_batches=0,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(supernet, datamodule=data)
-    return supernet.eval()
+    return fit(supernet, data, total)
 
 
 def accuracies(supernet: Supernet, architectures: list[Architecture], calibration: list[Any], test: list[Any]) -> Any:

@@ -14,11 +14,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from scipy.stats import kendalltau
 
 from benchmarks import Result
+from benchmarks._training import fit
 from nas import (
     Controller,
     EvolutionController,
@@ -80,17 +80,7 @@ def train(space: ConvNetSpace, data: ImageData, seed: int, steps: int) -> Supern
         calibration=16,
         seed=seed,
     )
-    trainer = L.Trainer(
-        max_steps=steps,
-        limit_val_batches=0,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(supernet, datamodule=data)
-    return supernet.eval()
+    return fit(supernet, data, steps)
 
 
 def spread(space: ConvNetSpace, count: int) -> list[Architecture]:

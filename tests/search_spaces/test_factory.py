@@ -219,7 +219,6 @@ def test_a_model_that_takes_a_configuration_is_a_space():
 
 
 def test_hugging_face_models_are_spaces():
-    pytest.importorskip("transformers", reason="optional extra: pip install weightloom[transformers]")
     sizes = {"vocab_size": 17, "hidden_size": 8, "head_dim": 4, "num_key_value_heads": 1, "max_position_embeddings": 16}
     space = FactorySpace(
         from_config_builder,
