@@ -65,8 +65,9 @@ def run(quick: bool = False) -> Result:
         lost = [arch_id for arch_id in times if arch_id not in complete]
         twice = sum(count - 1 for count in times.values())
         doubled = len(complete) - len(set(complete))
-        runs = Tracker(tracking(folder), EXPERIMENT).runs(tags={"nas.study": STUDY})
-        statuses = collections.Counter(run.status for run in runs)
+        tracker = Tracker(tracking(folder), EXPERIMENT)
+        parents, children = (tracker.runs(tags={"nas.kind": kind}) for kind in ("search", "trial"))
+        statuses = collections.Counter(run.status for run in (*parents, *children))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     rows = (
@@ -77,7 +78,8 @@ def run(quick: bool = False) -> Result:
         {"what": "evaluations done again", "count": twice},
         {"what": "MLflow runs by status", "count": dict(statuses)},
     )
-    passed = len(complete) == trials and not (doubled or lost or twice or statuses["RUNNING"])
+    mirrored = len(parents) == 1 and len(children) == trials
+    passed = len(complete) == trials and mirrored and not (doubled or lost or twice or statuses["RUNNING"])
     return Result(
         rows,
         f"after {kills} kills: {len(lost)} trials lost, {doubled} recorded twice, {twice} evaluated again, "

@@ -30,8 +30,7 @@ def run(quick: bool = False) -> Result:
         store.close()
         lines = [line.split() for line in (folder / "evaluated.log").read_text().splitlines()]
         shares = collections.Counter(process for _, process in lines)
-        runs = Tracker(tracking(folder), EXPERIMENT).runs(tags={"nas.study": STUDY})
-        children = [run for run in runs if run.tags.get("nas.kind") == "trial"]
+        children = Tracker(tracking(folder), EXPERIMENT).runs(tags={"nas.kind": "trial"})
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     names = [arch_id for arch_id, _ in lines]

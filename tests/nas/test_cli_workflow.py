@@ -93,6 +93,8 @@ def test_search_evaluates_its_budget_and_mirrors_it(done: Done) -> None:
     assert len(tracker.runs({"nas.kind": "trial", "mlflow.parentRunId": parent.run_id})) == 6
     assert tracker.resolve(ADDRESS).tags["nas.search.run"] == parent.run_id
     assert tracker.fetch(parent.run_id, "report/pareto.html", done.folder).stat().st_size > 1000
+    kept = yaml.safe_load(tracker.fetch(parent.run_id, "config.yaml", done.folder).read_text())
+    assert kept["search"]["study"] == "small"
 
 
 def test_search_prints_the_front_and_the_files(done: Done) -> None:
@@ -264,3 +266,40 @@ def test_mlflow_that_goes_away_during_a_fit_costs_the_registration_alone(
     match = re.search(r"--ckpt_path (\S+)", output.out)
     assert match is not None
     assert load(match[1]).space.size() == 12
+
+
+MODELS = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self, width):
+        super().__init__(nn.Flatten(), nn.Linear(64, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 10))
+"""
+
+
+def test_a_model_beside_the_configuration_is_found_and_trusted_by_name_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    (tmp_path / "their_models.py").write_text(MODELS)
+    config = experiment.write_config(
+        tmp_path,
+        (
+            """class_path: search_spaces.MLPSpace
+      init_args: {in_features: 64, num_classes: 10, widths: [8, 16, 32], depths: [1, 2]}""",
+            """class_path: search_spaces.FactorySpace
+      init_args: {builder: their_models.Net, choices: {width: [8, 16]}, input_shape: [1, 8, 8]}""",
+        ),
+    )
+    off = ["--trainer.logger", "false"]
+    assert main(["fit", "-c", config, *off]) == 0
+    saved = "runs/small/fit-1/supernet"
+    assert main(["search", "-c", config, "--ckpt_path", saved, *off]) == 0
+    capsys.readouterr()
+    assert main(["sample", saved, "--out", "tiny"]) == 2
+    assert "--trust their_models" in capsys.readouterr().err
+    assert not Path("tiny").exists()
+    assert main(["sample", saved, "--out", "tiny", "--trust", "their_models"]) == 0
+    assert Path("tiny/model.safetensors").exists()
