@@ -11,6 +11,8 @@ beside the search.
 import functools
 import statistics
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +92,14 @@ def spread(space: ConvNetSpace, count: int) -> list[Architecture]:
 
 
 def find(supernet: Supernet, data: ImageData, seed: int, trials: int, controller: Any, limit: float) -> Architecture:
-    """Return the most accurate architecture that one search finds within the limit on MACs."""
+    """Return the best architecture that one search finds within the limit on MACs.
+
+    Best is the lowest validation loss: of sixty accuracies on 6,000 images the highest is often merely lucky.
+    """
     settings = SearchSettings(
         study="mnist",
         trials=trials,
-        objectives=["accuracy"],
+        objectives=["loss"],
         costs=[MACs, Parameters],
         limits={"max_macs": limit},
         controller=controller,
@@ -103,7 +108,7 @@ def find(supernet: Supernet, data: ImageData, seed: int, trials: int, controller
     with tempfile.TemporaryDirectory() as folder:
         kept = SearchSettings(**{**vars(settings), "storage": str(Path(folder) / "studies.journal")})
         with open_search(supernet, data, kept, runs=folder) as search:
-            best = max(search.run(trials).front, key=lambda trial: trial.value("accuracy"))
+            best = min(search.run(trials).front, key=lambda trial: trial.value("loss"))
         return supernet.space.architecture(best.architecture)
 
 
@@ -112,57 +117,61 @@ def nsga2(problem: Problem) -> Controller:
     return EvolutionController(problem, population_size=16)
 
 
-def run(quick: bool = False) -> Result:
-    """Three seeds; ``quick`` takes one seed, a tenth of the steps and four ranked architectures."""
+def row_of(seed: int, *, steps: int, ranked_steps: int, trials: int, ranked: int) -> dict[str, float]:
+    """Everything measured for one seed, in percent."""
+    torch.set_num_threads(1)
     data = ImageData("mnist", batch_size=128, eval_batch_size=1000)
     space = make_space()
-    steps, ranked_steps, trials, ranked = (150, 100, 20, 4) if quick else (STEPS, RANKED_STEPS, TRIALS, RANKED)
     half = measure([MACs(space)], space, space.largest())["macs"] / 2
-    rows: list[dict[str, object]] = []
-    gaps, taus = [], []
-    for seed in SEEDS[: 1 if quick else None]:
-        supernet = train(space, data, seed, steps)
-        inherited = WeightSharing(supernet, data, split="test")
-        alone, briefly = (
-            FromScratch(
-                supernet,
-                data,
-                recipe=Recipe(steps=count, optimizer=sgd, schedule=Cosine(warmup=0.05), clip=1.0),
-                split="test",
-                calibration=16,
-            )
-            for count in (steps, ranked_steps)
+    supernet = train(space, data, seed, steps)
+    inherited = WeightSharing(supernet, data, split="test")
+    alone, briefly = (
+        FromScratch(
+            supernet,
+            data,
+            recipe=Recipe(steps=count, optimizer=sgd, schedule=Cosine(warmup=0.05), clip=1.0),
+            split="test",
+            calibration=16,
         )
+        for count in (steps, ranked_steps)
+    )
 
-        def accuracy(objective: Any, architecture: Architecture, seed: int = seed) -> float:
-            return 100 * float(objective(architecture, seed=seed).measurements["accuracy"])
+    def accuracy(objective: Any, architecture: Architecture) -> float:
+        return 100 * float(objective(architecture, seed=seed).measurements["accuracy"])
 
-        found = find(supernet, data, seed, trials, nsga2, half)
-        random = find(supernet, data, seed, trials, RandomController, half)
-        architectures = spread(space, ranked)
-        truth = [accuracy(briefly, architecture) for architecture in architectures]
-        estimate = [accuracy(inherited, architecture) for architecture in architectures]
-        largest = accuracy(alone, space.largest())
-        tau = float(kendalltau(truth, estimate).statistic)
-        best = accuracy(inherited, found)
-        gaps.append(largest - best)
-        taus.append(tau)
-        rows.append(
-            {
-                "seed": seed,
-                "largest alone %": f"{largest:.2f}",
-                "largest inherited %": f"{estimate[-1]:.2f}",
-                "found, <= half the MACs %": f"{best:.2f}",
-                "found by random %": f"{accuracy(inherited, random):.2f}",
-                "MACs found / largest": f"{measure([MACs(space)], space, found)['macs'] / (2 * half):.2f}",
-                "ranked, alone %": f"{min(truth):.2f} .. {max(truth):.2f}",
-                "Kendall tau": f"{tau:.2f}",
-            }
-        )
-    gap, tau = statistics.mean(gaps), statistics.mean(taus)
+    found = find(supernet, data, seed, trials, nsga2, half)
+    random = find(supernet, data, seed, trials, RandomController, half)
+    architectures = spread(space, ranked)
+    truth = [accuracy(briefly, architecture) for architecture in architectures]
+    estimate = [accuracy(inherited, architecture) for architecture in architectures]
+    return {
+        "seed": seed,
+        "largest alone": accuracy(alone, space.largest()),
+        "largest inherited": estimate[-1],
+        "found, <= half the MACs": accuracy(inherited, found),
+        "found by random": accuracy(inherited, random),
+        "MACs found / largest": measure([MACs(space)], space, found)["macs"] / (2 * half),
+        "lowest ranked, alone": min(truth),
+        "highest ranked, alone": max(truth),
+        "Kendall tau": float(kendalltau(truth, estimate).statistic),
+    }
+
+
+def run(quick: bool = False) -> Result:
+    """Three seeds side by side; ``quick`` takes one seed, a tenth of the steps and four ranked architectures."""
+    size = {"steps": STEPS, "ranked_steps": RANKED_STEPS, "trials": TRIALS, "ranked": RANKED}
+    if quick:
+        size = {"steps": 150, "ranked_steps": 100, "trials": 20, "ranked": 4}
+    seeds = SEEDS[: 1 if quick else None]
+    with ProcessPoolExecutor(len(seeds), mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(functools.partial(row_of, **size), seeds))
+    gap = statistics.mean(row["largest alone"] - row["found, <= half the MACs"] for row in found)
+    tau = statistics.mean(row["Kendall tau"] for row in found)
+    rows = tuple({k: v if k == "seed" else f"{v:.2f}" for k, v in row.items()} for row in found)
     return Result(
-        tuple(rows),
+        rows,
         f"best subnetwork with at most half the MACs is {gap:.2f} points below the largest trained alone (asked: <= "
-        f"0.30); Kendall tau over {ranked} architectures {tau:.2f} (asked: >= 0.60); means of {len(rows)} seeds",
+        f"0.30); Kendall tau over {size['ranked']} architectures {tau:.2f} (asked: >= 0.60); means of {len(rows)} "
+        "seeds",
         gap <= 0.3 and tau >= 0.6,
     )
