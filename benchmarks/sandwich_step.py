@@ -68,7 +68,7 @@ class Apart:
             optimizer.zero_grad()
             outputs = module(batch[0])
             if slot.role == "student":
-                loss = self.task.distillation(outputs, teacher)
+                loss = self.task.distil(outputs, teacher)
             else:
                 loss = self.task.loss(outputs, batch, regularise=True)
             loss.backward()
@@ -94,7 +94,7 @@ def compare(supernet: Supernet, *, count: int, step: bool) -> list[tuple[float, 
     together = Together(supernet, step=step)
     times = []
     for draw in range(count):
-        slots = supernet.rule.slots(supernet.space, seed=0, step=draw)
+        slots = supernet.rule.slots(supernet.space, seed=0, step=draw, score=lambda _: 0.0)
         apart = Apart(supernet, slots, step=step)
         together(slots, batch)  # both sides warm: skeletons made, gradients and momenta allocated
         apart(slots, batch)

@@ -5,6 +5,7 @@ from search_spaces.choice import Candidate, Choice
 from search_spaces.convnet import ConvNetSpace, Head, Stage, Stem, mobilenet_v3_space
 from search_spaces.factory import FactorySpace, from_config
 from search_spaces.mlp import MLPSpace
+from search_spaces.relaxed import RelaxedArchitecture
 from search_spaces.report import SharingReport, TensorSharing, sharing_report
 from search_spaces.seeding import derive_seed
 from search_spaces.skeleton import fill, skeleton
@@ -27,6 +28,7 @@ __all__ = [
     "Head",
     "InvalidArchitectureError",
     "MLPSpace",
+    "RelaxedArchitecture",
     "SearchSpace",
     "SharingReport",
     "SlicePlan",

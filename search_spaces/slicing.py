@@ -100,14 +100,21 @@ class SlicePlan:
     def __iter__(self) -> Iterator[TensorSlice]:
         return iter(self.slices)
 
-    def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Cut every tensor of the small build out of the tensors of the largest build."""
+    def __call__(
+        self, tensors: Mapping[str, Tensor], cut: Callable[[TensorSlice, Tensor], Tensor] = TensorSlice.__call__
+    ) -> dict[str, Tensor]:
+        """Cut every tensor of the small build out of the tensors of the largest build, tied ones once.
+
+        Args:
+            tensors: of the largest build, by name.
+            cut: (part, tensor of the largest build) -> tensor of the small build, for those that need more than a cut.
+        """
         done: dict[tuple[str, tuple[tuple[int, int, int, int], ...]], Tensor] = {}
         result: dict[str, Tensor] = {}
         for part in self.slices:
             key = part.source, part.cuts
             if key not in done:
-                done[key] = part(tensors[part.source])
+                done[key] = cut(part, tensors[part.source])
             result[part.name] = done[key]
         return result
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from search_spaces.architecture import Architecture, InvalidArchitectureError
 from search_spaces.choice import Candidate, Choice
+from search_spaces.relaxed import RelaxedArchitecture
 from search_spaces.slicing import TensorRule
 from search_spaces.spec import describe
 
@@ -282,28 +283,53 @@ class SearchSpace(ABC):
 
         yield from extend({}, tuple(self._by_name.values()))
 
-    def encode(self, architecture: Architecture) -> Tensor:
+    def relax(self, architecture: Architecture) -> RelaxedArchitecture:
+        """Return ``architecture`` with all weight on its own candidates; inactive choices are at their smallest."""
+        indices = self._complete(architecture)
+        return RelaxedArchitecture(
+            {
+                name: nn.functional.one_hot(torch.tensor(indices[name]), c.size).float()
+                for name, c in self._by_name.items()
+            }
+        )
+
+    def presence(self, relaxed: RelaxedArchitecture) -> dict[str, Tensor]:
+        """Return choice -> probability ``()`` that it exists, the choices being independent."""
+        found: dict[str, Tensor] = {}
+        for name, choice in self._by_name.items():
+            weights = relaxed[name]
+            if choice.requires is None:
+                found[name] = weights.new_ones(())
+            else:
+                parent, minimum = choice.requires
+                enough = [float(v) >= minimum for v in self._by_name[parent].candidates]
+                found[name] = found[parent] * relaxed[parent][torch.tensor(enough, device=weights.device)].sum()
+        return found
+
+    def encode(self, architecture: Architecture | RelaxedArchitecture) -> Tensor:
         """Return the architecture as numbers for predictors and routers.
 
         Each ordinal choice gives one number, ``(v - min) / (max - min)``; each categorical choice a one-hot vector;
         each conditional choice one more number, 1 where it is present. Absent choices are all zeros, so distinct
-        architectures have distinct encodings.
+        architectures have distinct encodings. A relaxed architecture gives the expectation, differentiably.
 
         Returns:
             ``(D,)`` float32 in [0, 1].
         """
-        parts: list[float] = []
+        relaxed = architecture if isinstance(architecture, RelaxedArchitecture) else self.relax(architecture)
+        present = self.presence(relaxed)
+        parts: list[Tensor] = []
         for name, choice in self._by_name.items():
-            value = architecture.get(name)
+            weights = relaxed[name]
             if choice.kind == "categorical":
-                hot = -1 if value is None else choice.index(value)
-                parts.extend(float(position == hot) for position in range(choice.size))
+                parts.append(weights * present[name])
             else:
                 low, high = (float(c) for c in (choice.candidates[0], choice.candidates[-1]))
-                parts.append(0.0 if value is None or high == low else (float(value) - low) / (high - low))
+                places = [(float(c) - low) / (high - low) if high > low else 0.0 for c in choice.candidates]
+                parts.append((weights @ weights.new_tensor(places) * present[name])[None])
             if choice.requires is not None:
-                parts.append(float(value is not None))
-        return torch.tensor(parts, dtype=torch.float32)
+                parts.append(present[name][None])
+        return torch.cat(parts) if parts else torch.zeros(0)
 
     def probes(self) -> Iterator[Architecture]:
         """Yield architectures that between them shrink every choice: smallest, largest, and each choice alone.

@@ -2,10 +2,11 @@
 
 from supernets.calibration import UncalibratedError, calibrate, calibration_batches, uncalibrated
 from supernets.card import card, weights_version
+from supernets.distillation import Distillation, SoftTargets
 from supernets.export import Exported, ExportError, export
 from supernets.kernels import KernelTransform
 from supernets.persistence import CheckpointError, CheckpointMismatchError, load, read_card, save, trusted
-from supernets.rules import SamplingRule, SandwichRule, Slot, UniformRule
+from supernets.rules import SamplingRule, SandwichRule, Score, Slot, UniformRule
 from supernets.schedules import ConstantEnding, Cosine
 from supernets.supernet import Supernet
 from supernets.tasks import Classification, Task
@@ -17,13 +18,16 @@ __all__ = [
     "Classification",
     "ConstantEnding",
     "Cosine",
+    "Distillation",
     "ExportError",
     "Exported",
     "KernelTransform",
     "SamplingRule",
     "SandwichRule",
+    "Score",
     "SharedWeights",
     "Slot",
+    "SoftTargets",
     "Supernet",
     "Task",
     "UncalibratedError",

@@ -1,15 +1,19 @@
 """Sampling rules: which architectures a training step sees, and what each learns from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from search_spaces import Architecture, SearchSpace, derive_seed
+from supernets.weights import WeightSource
 
-__all__ = ["SamplingRule", "SandwichRule", "Slot", "UniformRule"]
+__all__ = ["SamplingRule", "SandwichRule", "Score", "Slot", "UniformRule"]
+
+Score = Callable[[Architecture], float]
+"""Loss of an architecture on the labels of the present batch, without gradients."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,21 @@ class SamplingRule(ABC):
     """Chooses the architectures of each training step.
 
     The supernet calls :meth:`slots` once per step, trains each slot in order and adds up the gradients. The answer
-    depends on the arguments alone, so ranks, resumed runs and reruns see the same architectures.
+    depends on the arguments alone, so resumed runs and reruns see the same architectures, and so do ranks where
+    ``score`` is not used.
     """
 
     @abstractmethod
-    def slots(self, space: SearchSpace, *, seed: int, step: int) -> Sequence[Slot]:
+    def slots(self, space: SearchSpace, *, seed: int, step: int, score: Score) -> Sequence[Slot]:
         """Return the slots of training step ``step``; a teacher comes before its students."""
+
+    def check(self, space: SearchSpace, source: WeightSource) -> None:
+        """Refuse a space or a weight source that this rule cannot train, before training; default: take any.
+
+        Raises:
+            ValueError: saying what does not go together and what to use instead.
+        """
+        del space, source
 
 
 def _draw(space: SearchSpace, seed: int, step: int, slot: int) -> Architecture:
@@ -57,8 +70,9 @@ class UniformRule(SamplingRule):
             raise ValueError(f"UniformRule.count must be >= 1, got {count}")
         self.count = count
 
-    def slots(self, space: SearchSpace, *, seed: int, step: int) -> Sequence[Slot]:
+    def slots(self, space: SearchSpace, *, seed: int, step: int, score: Score) -> Sequence[Slot]:
         """Return ``count`` independent draws."""
+        del score
         return [Slot(_draw(space, seed, step, slot), "labels") for slot in range(self.count)]
 
 
@@ -82,8 +96,9 @@ class SandwichRule(SamplingRule):
         self.n_random = n_random
         self.distillation = distillation
 
-    def slots(self, space: SearchSpace, *, seed: int, step: int) -> Sequence[Slot]:
+    def slots(self, space: SearchSpace, *, seed: int, step: int, score: Score) -> Sequence[Slot]:
         """Return largest, smallest, then the random architectures."""
+        del score
         role: Literal["labels", "student"] = "student" if self.distillation else "labels"
         randoms = [Slot(_draw(space, seed, step, slot), role) for slot in range(self.n_random)]
         first = Slot(space.largest(), "teacher" if self.distillation else "labels")

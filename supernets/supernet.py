@@ -79,6 +79,7 @@ class Supernet(L.LightningModule):
         self.task = task
         self.source = source(space)
         self.rule = SandwichRule() if rule is None else rule
+        self.rule.check(space, self.source)
         self.optimizer = optimizer
         self.schedule = schedule
         self.decay_norms = decay_norms
@@ -187,8 +188,14 @@ class Supernet(L.LightningModule):
             module.train()
         outputs = self.source.skeletons.call(slot.architecture, device, tensors, self.task.inputs(batch))
         if slot.role == "student":
-            return self.task.distillation(outputs, teacher), outputs
+            return self.task.distil(outputs, teacher), outputs
         return self.task.loss(outputs, batch, regularise=True), outputs
+
+    def score(self, architecture: Architecture, batch: Any) -> float:
+        """Return the loss of ``architecture`` on the labels of ``batch``, norms on batch statistics, no gradients."""
+        with torch.no_grad():
+            loss, _ = self.step_loss(Slot(architecture, "labels"), batch, None)
+        return float(loss)
 
     def _sync(self, last: bool) -> AbstractContextManager[Any]:
         """Let ranks exchange gradients on the last backward pass of a step alone."""
@@ -203,7 +210,9 @@ class Supernet(L.LightningModule):
         del batch_idx
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         optimizer.zero_grad()  # type: ignore[union-attr]
-        slots = self.rule.slots(self.space, seed=self.seed, step=self.global_step)
+        slots = self.rule.slots(
+            self.space, seed=self.seed, step=self.global_step, score=lambda candidate: self.score(candidate, batch)
+        )
         teacher = None
         for position, slot in enumerate(slots):
             with self._sync(position == len(slots) - 1):
@@ -291,6 +300,7 @@ class Supernet(L.LightningModule):
     def _log_anchors(self, stage: str) -> None:
         for name, (_, metrics) in self._anchors.items():
             self.log_dict({f"{stage}/{name}/{key}": value for key, value in metrics.compute().items()})
+        self.log_dict({f"{stage}/source/{key}": value for key, value in self.source.diagnostics().items()})
         self._anchors = {}
 
     def on_validation_epoch_start(self) -> None:

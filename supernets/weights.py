@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from search_spaces import Architecture, SearchSpace, SlicePlan, Slicer, SlicingError
+from search_spaces import Architecture, RelaxedArchitecture, SearchSpace, SlicePlan, Slicer, SlicingError, TensorSlice
 from supernets.kernels import KernelTransform
 from supernets.skeletons import Skeletons, ThreadCache
 
@@ -41,10 +41,25 @@ class WeightSource(nn.Module, ABC):
         and are never shared.
         """
 
+    def relaxed(self, architecture: RelaxedArchitecture) -> dict[str, Tensor]:
+        """Return name -> tensor of ``space.superset()`` for a distribution over architectures, differentiable in it.
+
+        Needed by differentiable search alone; a source without it is refused there.
+
+        Raises:
+            TypeError: the source cannot.
+        """
+        del architecture
+        raise TypeError(f"{type(self).__name__} gives weights of single architectures only; use SharedWeights")
+
     @property
     def device(self) -> torch.device:
         """Device of the parameters."""
         return next(self.parameters()).device
+
+    def diagnostics(self) -> Mapping[str, float]:
+        """Return numbers that tell whether the source works as meant; logged at every validation. Default: none."""
+        return {}
 
     def buffers_of(self, architecture: Architecture, shared: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return owned copies of the persistent buffers of a new build of ``architecture``.
@@ -171,15 +186,14 @@ class SharedWeights(WeightSource):
 
     def forward(self, architecture: Architecture) -> dict[str, Tensor]:
         """Cut ``architecture`` out of the largest build; see :class:`WeightSource`."""
-        plan, stored = self.plan(architecture), self.stored()
-        tensors = plan(stored) if self.kernels is None else self._transformed(plan, stored, self.kernels)
-        shared = dict(self.largest.named_buffers()) if self._has_loose_buffers else None
-        return tensors | self.buffers_of(architecture, shared)
+        stored = self.stored()
+        return self.cut(architecture, stored) | self.shared_buffers(architecture)
 
-    @staticmethod
-    def _transformed(plan: SlicePlan, stored: dict[str, Tensor], kernels: KernelTransform) -> dict[str, Tensor]:
-        done: dict[tuple[str, tuple[tuple[int, int, int, int], ...]], Tensor] = {}  # tied parts are cut once
-        for part in plan:
-            if (part.source, part.cuts) not in done:
-                done[part.source, part.cuts] = kernels(part, stored[part.source])
-        return {part.name: done[part.source, part.cuts] for part in plan}
+    def cut(self, architecture: Architecture, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Cut ``architecture`` out of ``stored``, tensors of the largest build by name; linear in them."""
+        return self.plan(architecture)(stored, TensorSlice.__call__ if self.kernels is None else self.kernels)
+
+    def shared_buffers(self, architecture: Architecture) -> dict[str, Tensor]:
+        """Return the persistent buffers of ``architecture``, those of ``largest`` where they are shared."""
+        shared = dict(self.largest.named_buffers()) if self._has_loose_buffers else None
+        return self.buffers_of(architecture, shared)

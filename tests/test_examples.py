@@ -124,8 +124,8 @@ def test_low_rank_delta_and_fixed_sizes_in_yaml():
 
 def test_fixed_sizes_are_the_same_in_every_step():
     space, rule = signal_space(), FixedSizes()
-    slots = rule.slots(space, seed=1, step=2)
-    assert slots == rule.slots(space, seed=3, step=4)
+    slots = rule.slots(space, seed=1, step=2, score=lambda _: 0.0)
+    assert slots == rule.slots(space, seed=3, step=4, score=lambda _: 0.0)
     assert [slot.architecture for slot in slots] == [space.largest(), rule.sizes(space)[1], space.smallest()]
     assert [slot.role for slot in slots] == ["teacher", "student", "student"]
     assert len(FixedSizes((1.0, 1.0)).sizes(space)) == 1

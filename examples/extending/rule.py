@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import final
 
 from search_spaces import Architecture, SearchSpace
-from supernets import SamplingRule, Slot
+from supernets import SamplingRule, Score, Slot
 
 
 @final
@@ -37,8 +37,8 @@ class FixedSizes(SamplingRule):
         )
         return list(dict.fromkeys(space.architecture(table) for table in tables))
 
-    def slots(self, space: SearchSpace, *, seed: int, step: int) -> Sequence[Slot]:
+    def slots(self, space: SearchSpace, *, seed: int, step: int, score: Score) -> Sequence[Slot]:
         """Return the same slots in every step."""
-        del seed, step
+        del seed, step, score
         teacher, *students = self.sizes(space)
         return [Slot(teacher, "teacher"), *(Slot(student, "student") for student in students)]

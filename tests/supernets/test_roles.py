@@ -112,7 +112,7 @@ class Picked(Task):
     def loss(self, outputs: Any, batch: Any, *, regularise: bool = False) -> Tensor:
         return self.plain.loss(outputs[self.key], batch, regularise=regularise)
 
-    def distillation(self, outputs: Any, teacher: Any) -> Tensor:
+    def distil(self, outputs: Any, teacher: Any) -> Tensor:
         self.teachers.append(teacher)
         soft = torch.softmax(teacher[self.key], dim=-1)  # a gradient would flow if the supernet had left one
         return F.cross_entropy(outputs[self.key], soft)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from supernets import Classification
+from supernets import Classification, SoftTargets
 
 
 def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -22,13 +22,13 @@ def test_distillation_is_the_soft_cross_entropy_of_the_docstring(logits: torch.T
     teacher = torch.randn(6, 5) * 3
     student_t, teacher_t = (x.double().numpy() / temperature for x in (logits, teacher))
     expected = -(temperature**2) * (np.exp(log_softmax(teacher_t)) * log_softmax(student_t)).sum(1).mean()
-    given = Classification(5, temperature=temperature).distillation(logits, teacher)
+    given = SoftTargets(temperature)(logits, teacher).mean()
     assert given.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_teacher_gets_no_gradient(logits: torch.Tensor) -> None:
     student, teacher = logits.clone().requires_grad_(), logits.flip(0).clone().requires_grad_()
-    Classification(5).distillation(student, teacher).backward()
+    Classification(5).distil(student, teacher).backward()
     assert student.grad is not None
     assert teacher.grad is None
 
@@ -64,8 +64,13 @@ def test_metrics_are_fresh_at_every_call(logits: torch.Tensor) -> None:
     assert float(fresh.compute()["accuracy"]) == 0.0
 
 
-@pytest.mark.parametrize("arguments", [{"num_classes": 1}, {"label_smoothing": 1.0}, {"temperature": 0.0}])
+@pytest.mark.parametrize("arguments", [{"num_classes": 1}, {"label_smoothing": 1.0}])
 def test_arguments_out_of_range_are_refused(arguments: dict[str, float]) -> None:
     (name, value), *_ = arguments.items()
     with pytest.raises(ValueError, match=rf"Classification needs num_classes >= 2.*{name}={value}"):
         Classification(**({"num_classes": 3} | arguments))  # type: ignore[arg-type]
+
+
+def test_a_temperature_out_of_range_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"SoftTargets.temperature must be > 0, got 0"):
+        SoftTargets(0)

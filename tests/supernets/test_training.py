@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces import Architecture, Choice, MLPSpace, SearchSpace
-from supernets import Classification, SandwichRule, SharedWeights, Slot, Supernet, UniformRule
+from supernets import Classification, SandwichRule, SharedWeights, Slot, SoftTargets, Supernet, UniformRule
 
 Fit = Callable[..., L.Trainer]
 
@@ -36,17 +36,17 @@ def places(space: SearchSpace, architecture: Architecture) -> dict[str, Tensor]:
 def test_a_step_sums_the_gradients_of_the_same_architectures_as_separate_modules(
     space: SearchSpace, labelled: Any, fit: Fit, recorder: Any, rule: SandwichRule | UniformRule
 ) -> None:
-    task = Classification(4, label_smoothing=0.1, temperature=2.0)
+    task = Classification(4, label_smoothing=0.1, distillation=SoftTargets(2.0))
     supernet = Supernet(space, task, rule=rule, optimizer=still, seed=3)
     loader = labelled(space, count=1)
     (batch,) = loader.batches
     expected = {name: torch.zeros(p.numel()) for name, p in supernet.source.largest.named_parameters()}  # type: ignore[union-attr]
     teacher = None
-    for slot in rule.slots(space, seed=3, step=0):
+    for slot in rule.slots(space, seed=3, step=0, score=lambda _: 0.0):
         module = supernet.extract(slot.architecture).train()
         outputs = module(batch[0])
         if slot.role == "student":
-            task.distillation(outputs, teacher).backward()
+            task.distil(outputs, teacher).backward()
         else:
             task.loss(outputs, batch, regularise=True).backward()
         teacher = outputs if slot.role == "teacher" else teacher
