@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from search_spaces import Architecture, Choice, ConvNetSpace, FactorySpace, MLPSpace, SearchSpace, Stage
-from supernets import SharedWeights, Supernet, WeightSource
+from supernets import Supernet, WeightSource
+from tests.supernets.family import SOURCES
 
 Batch = tuple[Tensor, Tensor]
 
@@ -57,10 +58,10 @@ def space(request: pytest.FixtureRequest) -> SearchSpace:
     return spaces()[request.param]
 
 
-@pytest.fixture(params=["shared", "kernel_transform"])
+@pytest.fixture(params=list(SOURCES))
 def source(request: pytest.FixtureRequest, space: SearchSpace) -> WeightSource:
     """Every weight source, at weights where nothing is still zero, one or identity."""
-    made = SharedWeights(space, seed=1, kernel_transform=request.param == "kernel_transform")
+    made = SOURCES[request.param](space, 1)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -1,0 +1,17 @@
+"""Every weight source and every sampling rule, for the contracts that all of them keep. A new one joins by a line."""
+
+from collections.abc import Callable, Mapping
+
+from search_spaces import SearchSpace
+from supernets import SamplingRule, SandwichRule, SharedWeights, UniformRule, WeightSource
+
+SOURCES: Mapping[str, Callable[[SearchSpace, int], WeightSource]] = {  # (space, seed) -> source
+    "shared": lambda space, seed: SharedWeights(space, seed=seed),
+    "kernel_transform": lambda space, seed: SharedWeights(space, seed=seed, kernel_transform=True),
+}
+
+RULES: Mapping[str, Callable[[], SamplingRule]] = {
+    "uniform": UniformRule,
+    "sandwich": lambda: SandwichRule(1),
+    "sandwich_labels": lambda: SandwichRule(1, distillation=False),
+}
