@@ -2,7 +2,7 @@
 
 from supernets.calibration import UncalibratedError, calibrate, calibration_batches, uncalibrated
 from supernets.card import card, weights_version
-from supernets.distillation import Distillation, SoftTargets
+from supernets.distillation import KL, AlphaDivergence, Distillation, SoftTargets
 from supernets.export import Exported, ExportError, export
 from supernets.kernels import KernelTransform
 from supernets.persistence import CheckpointError, CheckpointMismatchError, load, read_card, save, trusted
@@ -13,6 +13,8 @@ from supernets.tasks import Classification, Task
 from supernets.weights import SharedWeights, WeightSource
 
 __all__ = [
+    "KL",
+    "AlphaDivergence",
     "CheckpointError",
     "CheckpointMismatchError",
     "Classification",
