@@ -1,10 +1,12 @@
 """Search spaces: choices, architectures, and the static modules they build."""
 
 from search_spaces.architecture import Architecture, InvalidArchitectureError
+from search_spaces.cells import CellSpace
 from search_spaces.choice import Candidate, Choice
 from search_spaces.convnet import ConvNetSpace, Head, Stage, Stem, mobilenet_v3_space
 from search_spaces.factory import FactorySpace, from_config
 from search_spaces.mlp import MLPSpace
+from search_spaces.operations import MixedOp
 from search_spaces.relaxed import RelaxedArchitecture
 from search_spaces.report import SharingReport, TensorSharing, sharing_report
 from search_spaces.seeding import derive_seed
@@ -18,16 +20,19 @@ from search_spaces.slicing import (
 )
 from search_spaces.space import SearchSpace
 from search_spaces.spec import construct, describe, import_path, load
+from search_spaces.transformer import TransformerSpace
 
 __all__ = [
     "Architecture",
     "Candidate",
+    "CellSpace",
     "Choice",
     "ConvNetSpace",
     "FactorySpace",
     "Head",
     "InvalidArchitectureError",
     "MLPSpace",
+    "MixedOp",
     "RelaxedArchitecture",
     "SearchSpace",
     "SharingReport",
@@ -39,6 +44,7 @@ __all__ = [
     "TensorRule",
     "TensorSharing",
     "TensorSlice",
+    "TransformerSpace",
     "construct",
     "derive_seed",
     "describe",

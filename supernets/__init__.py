@@ -9,7 +9,8 @@ from supernets.persistence import CheckpointError, CheckpointMismatchError, load
 from supernets.rules import SamplingRule, SandwichRule, Score, Slot, UniformRule
 from supernets.schedules import ConstantEnding, Cosine
 from supernets.supernet import Supernet
-from supernets.tasks import Classification, Task
+from supernets.tasks import Classification, LanguageModelling, Task
+from supernets.templates import TemplateWeights
 from supernets.weights import SharedWeights, WeightSource
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "ExportError",
     "Exported",
     "KernelTransform",
+    "LanguageModelling",
     "SamplingRule",
     "SandwichRule",
     "Score",
@@ -32,6 +34,7 @@ __all__ = [
     "SoftTargets",
     "Supernet",
     "Task",
+    "TemplateWeights",
     "UncalibratedError",
     "UniformRule",
     "WeightSource",

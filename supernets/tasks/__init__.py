@@ -2,5 +2,6 @@
 
 from supernets.tasks.base import Task
 from supernets.tasks.classification import Classification
+from supernets.tasks.language import LanguageModelling
 
-__all__ = ["Classification", "Task"]
+__all__ = ["Classification", "LanguageModelling", "Task"]

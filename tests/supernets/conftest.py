@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from search_spaces import Architecture, Choice, ConvNetSpace, FactorySpace, MLPSpace, SearchSpace, Stage
+from search_spaces import (
+    Architecture,
+    CellSpace,
+    Choice,
+    ConvNetSpace,
+    FactorySpace,
+    MLPSpace,
+    SearchSpace,
+    Stage,
+    TransformerSpace,
+)
 from supernets import Supernet, WeightSource
 from tests.supernets.family import SOURCES
 
@@ -44,11 +54,17 @@ def spaces() -> dict[str, SearchSpace]:
             4,
             resolutions=(6, 8),
         ),
+        "cells": CellSpace(
+            4, resolution=6, widths=(4, 6), cells=1, operations=("skip_connect", "none", "nor_conv_1x1")
+        ),
         "factory": FactorySpace(
             Attention,
             {"width": [4, 8, 12], "depth": [1, 2]},
             input_shape=(6, 5),
             slicing={"qkv.*": {"blocks": {0: 3}}},
+        ),
+        "transformer": TransformerSpace(
+            7, 5, widths=(6, 8), depths=(1, 2), heads=(1, 2), ffn_ratios=(1, 2), head_dim=4, num_classes=4
         ),
     }
 
@@ -77,7 +93,10 @@ def architectures(space: SearchSpace) -> list[Architecture]:
 
 def random_inputs(space: SearchSpace, count: int = 5, seed: int = 0) -> Tensor:
     (zeros,) = space.inputs(space.largest(), count)
-    return torch.randn(zeros.shape, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    if not zeros.is_floating_point():
+        return torch.randint(7, zeros.shape, generator=generator)
+    return torch.randn(zeros.shape, generator=generator)
 
 
 @pytest.fixture
