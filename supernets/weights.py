@@ -1,7 +1,8 @@
 """Weight sources: an architecture in, the tensors of its module out."""
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -55,7 +56,11 @@ class WeightSource(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         """Device of the parameters."""
-        return next(self.parameters()).device
+        return self._anchor().device
+
+    def _anchor(self) -> Tensor:
+        """A tensor of the device and precision of the source."""
+        return next(itertools.chain(self.parameters(), self.buffers()))
 
     def diagnostics(self) -> Mapping[str, float]:
         """Return numbers that tell whether the source works as meant; logged at every validation. Default: none."""
@@ -68,7 +73,7 @@ class WeightSource(nn.Module, ABC):
             architecture: the build.
             shared: buffers that take the place of built ones of equal name and shape, statistics of norms excepted.
         """
-        first = next(self.parameters())
+        first = self._anchor()
         module = self.skeletons.borrow(architecture, first.device)
         copies: dict[str, Tensor] = {}
         for prefix, layer in module.named_modules(remove_duplicate=False):
@@ -183,6 +188,21 @@ class SharedWeights(WeightSource):
     def stored(self) -> dict[str, Tensor]:
         """Return the parameters of the largest build by name, tied ones once."""
         return {name: layer._parameters[leaf] for name, layer, leaf in self._places}
+
+    def release(self, names: Collection[str]) -> dict[str, Tensor]:
+        """Take tensors out and return them, for a source that makes them by other means.
+
+        ``stored`` leaves them out from now on, ``cut`` needs them given, and ``largest`` is no module to run any more.
+        """
+        released = {name: tensor for name, tensor in self.stored().items() if name in names}
+        self._places = [place for place in self._places if place[0] not in released]
+        self.register_buffer("_released", next(self.parameters()).new_empty(0), persistent=False)  # keeps the device
+        gone = {id(tensor) for tensor in released.values()}
+        for layer in self.largest.modules():
+            for leaf, parameter in layer._parameters.items():
+                if id(parameter) in gone:
+                    layer._parameters[leaf] = None
+        return released
 
     def forward(self, architecture: Architecture) -> dict[str, Tensor]:
         """Cut ``architecture`` out of the largest build; see :class:`WeightSource`."""

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping
 
 from search_spaces import SearchSpace
-from supernets import SamplingRule, SandwichRule, SharedWeights, UniformRule, WeightSource
+from supernets import SamplingRule, SandwichRule, SharedWeights, TemplateWeights, UniformRule, WeightSource
 
 SOURCES: Mapping[str, Callable[[SearchSpace, int], WeightSource]] = {  # (space, seed) -> source
     "shared": lambda space, seed: SharedWeights(space, seed=seed),
     "kernel_transform": lambda space, seed: SharedWeights(space, seed=seed, kernel_transform=True),
+    "templates": lambda space, seed: TemplateWeights(space, seed=seed),
+    "templates_of_a_layer": lambda space, seed: TemplateWeights(space, share="layer", seed=seed),
 }
 
 RULES: Mapping[str, Callable[[], SamplingRule]] = {

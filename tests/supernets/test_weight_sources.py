@@ -7,6 +7,7 @@ from torch.func import functional_call
 
 from search_spaces import Architecture, MLPSpace, SearchSpace
 from supernets import Classification, SharedWeights, Supernet, WeightSource
+from tests.supernets.family import SOURCES
 
 
 def supernet_of(source: WeightSource) -> Supernet:
@@ -89,9 +90,9 @@ def test_summed_gradients_do_not_depend_on_the_order_of_architectures(
 
 
 def test_a_state_dict_restores_the_source(
-    source: WeightSource, architectures: list[Architecture], inputs: Tensor
+    source: WeightSource, architectures: list[Architecture], inputs: Tensor, request: pytest.FixtureRequest
 ) -> None:
-    twin = SharedWeights(source.space, seed=99, kernel_transform=bool(getattr(source, "kernel_transform", False)))
+    twin = SOURCES[request.node.callspec.params["source"]](source.space, 99)
     assert not torch.equal(call(twin, architectures[1], inputs), call(source, architectures[1], inputs))
     twin.load_state_dict(source.state_dict())
     for architecture in architectures:
