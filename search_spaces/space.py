@@ -66,6 +66,14 @@ class SearchSpace(ABC):
         del architecture
         return {}
 
+    def canonical(self, values: Mapping[str, Candidate]) -> Mapping[str, Candidate]:
+        """Return the valid values that stand for all that describe the same network; by default ``values`` themselves.
+
+        Called with a value for every active choice. Everything that makes an architecture passes through here, so that
+        one network has one ``arch_id``. What it returns stays as it is: ``canonical(canonical(v)) == canonical(v)``.
+        """
+        return values
+
     def zero_init(self) -> tuple[str, ...]:
         """Return globs over tensor names that the BigNAS recipe sets to zero before training.
 
@@ -153,7 +161,7 @@ class SearchSpace(ABC):
                 canonical[name] = candidate
         if problems:
             raise InvalidArchitectureError("; ".join(problems))
-        return Architecture(canonical)
+        return Architecture(self.canonical(canonical))
 
     def contains(self, architecture: Mapping[str, Candidate]) -> bool:
         """Return whether ``architecture`` is valid here and already in canonical form."""
@@ -167,7 +175,7 @@ class SearchSpace(ABC):
         for name, choice in self._by_name.items():
             if self._active(choice, values):
                 values[name] = choice.candidates[indices[name]]
-        return Architecture(values)
+        return Architecture(self.canonical(values))
 
     def smallest(self) -> Architecture:
         """Return the architecture of every choice's first candidate."""
@@ -182,7 +190,10 @@ class SearchSpace(ABC):
         return self._pick({name: (choice.size - 1) // 2 for name, choice in self._by_name.items()})
 
     def sample(self, generator: torch.Generator) -> Architecture:
-        """Draw every choice uniformly and independently, then drop the inactive ones."""
+        """Draw every choice uniformly and independently, then drop the inactive ones.
+
+        Where several values make one network (:meth:`canonical`), it is drawn as often as they all together.
+        """
         sizes = [choice.size for choice in self._by_name.values()]
         draws = (torch.rand(len(sizes), generator=generator, dtype=torch.float64) * torch.tensor(sizes)).long().tolist()
         return self._pick(dict(zip(self._by_name, draws, strict=True)))
@@ -202,7 +213,8 @@ class SearchSpace(ABC):
     def neighbours(self, architecture: Architecture) -> Iterator[Architecture]:
         """Yield every architecture that differs in the value of one active choice.
 
-        Choices that become active take their smallest candidate; the result never repeats and never is the input.
+        Choices that become active take their smallest candidate; the result never repeats and never is the input. A
+        neighbour is given in canonical form, which may differ in more.
         """
         base = self._complete(architecture)
         seen = {architecture}
@@ -254,6 +266,8 @@ class SearchSpace(ABC):
 
     @cached_property
     def _size(self) -> int:
+        if type(self).canonical is not SearchSpace.canonical:
+            return sum(1 for _ in self.architectures())
         children: dict[str | None, list[Choice]] = {}
         for choice in self._by_name.values():
             children.setdefault(choice.requires[0] if choice.requires else None, []).append(choice)
@@ -272,7 +286,8 @@ class SearchSpace(ABC):
 
         def extend(values: dict[str, Candidate], rest: Sequence[Choice]) -> Iterator[Architecture]:
             if not rest:
-                yield Architecture(values)
+                if self.canonical(values) == values:
+                    yield Architecture(values)
                 return
             choice, *others = rest
             if not self._active(choice, values):
