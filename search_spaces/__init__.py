@@ -4,6 +4,7 @@ from search_spaces.architecture import Architecture, InvalidArchitectureError
 from search_spaces.cells import CellSpace
 from search_spaces.choice import Candidate, Choice
 from search_spaces.convnet import ConvNetSpace, Head, Stage, Stem, mobilenet_v3_space
+from search_spaces.coupling import Coupling, Couplings, Site, couplings, permuted
 from search_spaces.factory import FactorySpace, from_config
 from search_spaces.mlp import MLPSpace
 from search_spaces.operations import MixedOp
@@ -21,6 +22,9 @@ from search_spaces.slicing import (
 from search_spaces.space import SearchSpace
 from search_spaces.spec import construct, describe, import_path, load
 from search_spaces.transformer import TransformerSpace
+from search_spaces.transformer_stack import Stack
+from search_spaces.translation import TranslationSpace
+from search_spaces.vision_transformer import VisionTransformerSpace
 
 __all__ = [
     "Architecture",
@@ -28,6 +32,8 @@ __all__ = [
     "CellSpace",
     "Choice",
     "ConvNetSpace",
+    "Coupling",
+    "Couplings",
     "FactorySpace",
     "Head",
     "InvalidArchitectureError",
@@ -39,13 +45,18 @@ __all__ = [
     "SlicePlan",
     "Slicer",
     "SlicingError",
+    "Stack",
+    "Site",
     "Stage",
     "Stem",
     "TensorRule",
     "TensorSharing",
     "TensorSlice",
     "TransformerSpace",
+    "TranslationSpace",
+    "VisionTransformerSpace",
     "construct",
+    "couplings",
     "derive_seed",
     "describe",
     "fill",
@@ -53,6 +64,7 @@ __all__ = [
     "import_path",
     "load",
     "mobilenet_v3_space",
+    "permuted",
     "sharing_report",
     "skeleton",
 ]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from search_spaces.bare import layer
 from search_spaces.layers import activation as make_activation
 
-__all__ = ["Attention", "FeedForward", "Table", "TransformerBlock", "attended", "rotate"]
+__all__ = ["Attention", "FeedForward", "Table", "TransformerBlock", "attended", "example_tokens", "rotate"]
 
 
 @final
@@ -46,6 +46,11 @@ def attended(tokens: Tensor, padding: int) -> Tensor:
     """
     kept = tokens != padding
     return torch.cat((torch.ones_like(kept[:, :1]), kept[:, 1:]), dim=1)
+
+
+def example_tokens(vocabulary: int, batch_size: int, length: int) -> Tensor:
+    """Return ``(batch_size, length)`` tokens that count upwards, so that examples differ and none is all padding."""
+    return (torch.arange(1, batch_size * length + 1) % vocabulary).view(batch_size, length)
 
 
 @final

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.architecture import Architecture
-from search_spaces.attention import Table, attended
+from search_spaces.attention import Table, attended, example_tokens
 from search_spaces.bare import layer
 from search_spaces.choice import Candidate
 from search_spaces.space import SearchSpace
@@ -202,6 +202,6 @@ class TransformerSpace(SearchSpace):
         )
 
     def inputs(self, architecture: Architecture, batch_size: int = 1) -> tuple[Tensor, ...]:
-        """Return zeros ``(batch_size, context)`` of int64."""
+        """Return tokens ``(batch_size, context)`` that count upwards, so that examples differ."""
         del architecture
-        return (torch.zeros(batch_size, self.context, dtype=torch.int64),)
+        return (example_tokens(self.vocabulary, batch_size, self.context),)

@@ -16,9 +16,12 @@ from search_spaces import (
     MLPSpace,
     SearchSpace,
     Slicer,
+    Stack,
     Stage,
     Stem,
     TransformerSpace,
+    TranslationSpace,
+    VisionTransformerSpace,
     construct,
     describe,
     fill,
@@ -67,6 +70,16 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
         widths=(4, 6),
         cells=1,
         operations=("skip_connect", "none", "nor_conv_1x1"),
+    ),
+    "vision_transformer": lambda: VisionTransformerSpace(
+        3, 6, 3, widths=(8, 12), depths=(1, 2), heads=(1, 2), ffn_ratios=(1, 2), head_dim=4, in_channels=2
+    ),
+    "translation": lambda: TranslationSpace(
+        11,
+        5,
+        encoder=Stack((8, 12), (1, 2), (1, 2), (1, 2)),
+        decoder=Stack((6, 10), (1, 2), (1, 2), ffn_widths=(6, 9), cross_heads=(1, 2)),
+        head_dim=4,
     ),
     "factory_cnn": lambda: FactorySpace(
         UserCNN,
