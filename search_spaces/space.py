@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from search_spaces.architecture import Architecture, InvalidArchitectureError
 from search_spaces.choice import Candidate, Choice
@@ -36,6 +37,10 @@ class SearchSpace(ABC):
     bare: ClassVar[bool] = False
     """Whether :meth:`build` makes every layer through :func:`search_spaces.bare.layer`, so that a skeleton need not
     look for initialisers elsewhere: a quarter less time for a skeleton, never needed."""
+
+    mixes_operations: ClassVar[bool] = False
+    """Whether the module of :meth:`superset` takes a :class:`RelaxedArchitecture` as its last argument and weights the
+    operations of categorical choices by it. Differentiable search of such choices needs it."""
 
     @abstractmethod
     def build(self, architecture: Architecture) -> nn.Module:
@@ -80,6 +85,26 @@ class SearchSpace(ABC):
         The last norm scale of every residual block (Yu et al. 2020, arXiv 2003.11142), so that each block
         starts as its shortcut. Default: none.
         """
+        return ()
+
+    def mixed(self) -> tuple[str, ...]:
+        """Return globs over tensor names that a mixture of experts mixes unless told otherwise.
+
+        Default: weights and biases of all convolutions, or of all linear layers where there are none.
+        """
+        with torch.device("meta"):
+            module = self.superset()
+            names = dict(module.named_parameters())  # tied ones once
+        for kind in (_ConvNd, nn.Linear):
+            found = [
+                name
+                for prefix, layer in module.named_modules()
+                if isinstance(layer, kind)
+                for leaf in layer._parameters
+                if (name := f"{prefix}.{leaf}" if prefix else leaf) in names
+            ]
+            if found:
+                return tuple(found)
         return ()
 
     @cached_property

@@ -5,6 +5,7 @@ from supernets.card import card, weights_version
 from supernets.distillation import KL, AlphaDivergence, Distillation, SoftTargets
 from supernets.export import Exported, ExportError, export
 from supernets.kernels import KernelTransform
+from supernets.mixture import MixtureWeights
 from supernets.persistence import CheckpointError, CheckpointMismatchError, load, read_card, save, trusted
 from supernets.rules import SamplingRule, SandwichRule, Score, Slot, UniformRule
 from supernets.schedules import ConstantEnding, Cosine
@@ -26,6 +27,7 @@ __all__ = [
     "Exported",
     "KernelTransform",
     "LanguageModelling",
+    "MixtureWeights",
     "SamplingRule",
     "SandwichRule",
     "Score",

@@ -3,11 +3,23 @@
 from collections.abc import Callable, Mapping
 
 from search_spaces import SearchSpace
-from supernets import SamplingRule, SandwichRule, SharedWeights, TemplateWeights, UniformRule, WeightSource
+from supernets import (
+    MixtureWeights,
+    SamplingRule,
+    SandwichRule,
+    SharedWeights,
+    TemplateWeights,
+    UniformRule,
+    WeightSource,
+)
 
 SOURCES: Mapping[str, Callable[[SearchSpace, int], WeightSource]] = {  # (space, seed) -> source
     "shared": lambda space, seed: SharedWeights(space, seed=seed),
     "kernel_transform": lambda space, seed: SharedWeights(space, seed=seed, kernel_transform=True),
+    "mixture": lambda space, seed: MixtureWeights(space, seed=seed, hidden=8),
+    "mixture_low_rank": lambda space, seed: MixtureWeights(
+        space, experts=3, routing="neuron", rank=1, seed=seed, hidden=8
+    ),
     "templates": lambda space, seed: TemplateWeights(space, seed=seed),
     "templates_of_a_layer": lambda space, seed: TemplateWeights(space, share="layer", seed=seed),
 }
