@@ -5,6 +5,7 @@ from search_spaces.cells import CellSpace
 from search_spaces.choice import Candidate, Choice
 from search_spaces.convnet import ConvNetSpace, Head, Stage, Stem, mobilenet_v3_space
 from search_spaces.coupling import Coupling, Couplings, Site, couplings, permuted
+from search_spaces.darts import DARTSSpace
 from search_spaces.factory import FactorySpace, from_config
 from search_spaces.mlp import MLPSpace
 from search_spaces.operations import MixedOp
@@ -34,6 +35,7 @@ __all__ = [
     "ConvNetSpace",
     "Coupling",
     "Couplings",
+    "DARTSSpace",
     "FactorySpace",
     "Head",
     "InvalidArchitectureError",

@@ -10,6 +10,7 @@ from search_spaces import (
     Architecture,
     CellSpace,
     ConvNetSpace,
+    DARTSSpace,
     FactorySpace,
     Head,
     InvalidArchitectureError,
@@ -80,6 +81,9 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
         encoder=Stack((8, 12), (1, 2), (1, 2), (1, 2)),
         decoder=Stack((6, 10), (1, 2), (1, 2), ffn_widths=(6, 9), cross_heads=(1, 2)),
         head_dim=4,
+    ),
+    "darts": lambda: DARTSSpace(
+        3, in_channels=1, resolution=6, width=2, cells=3, nodes=2, operations=("skip_connect", "dil_conv_3x3")
     ),
     "factory_cnn": lambda: FactorySpace(
         UserCNN,
