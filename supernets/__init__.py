@@ -4,9 +4,11 @@ from supernets.calibration import UncalibratedError, calibrate, calibration_batc
 from supernets.card import card, weights_version
 from supernets.distillation import KL, AlphaDivergence, Distillation, SoftTargets
 from supernets.export import Exported, ExportError, export
+from supernets.growth import Ensemble, Member, grow, member_of
 from supernets.kernels import KernelTransform
 from supernets.mixture import MixtureWeights
 from supernets.persistence import CheckpointError, CheckpointMismatchError, load, read_card, save, trusted
+from supernets.places import GrowthError
 from supernets.rules import SamplingRule, SandwichRule, Score, Slot, UniformRule
 from supernets.schedules import ConstantEnding, Cosine
 from supernets.supernet import Supernet
@@ -23,10 +25,13 @@ __all__ = [
     "ConstantEnding",
     "Cosine",
     "Distillation",
+    "Ensemble",
     "ExportError",
     "Exported",
+    "GrowthError",
     "KernelTransform",
     "LanguageModelling",
+    "Member",
     "MixtureWeights",
     "SamplingRule",
     "SandwichRule",
@@ -44,7 +49,9 @@ __all__ = [
     "calibration_batches",
     "card",
     "export",
+    "grow",
     "load",
+    "member_of",
     "read_card",
     "save",
     "trusted",

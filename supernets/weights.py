@@ -53,6 +53,19 @@ class WeightSource(nn.Module, ABC):
         del architecture
         raise TypeError(f"{type(self).__name__} gives weights of single architectures only; use SharedWeights")
 
+    def assign(self, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
+        """Make ``tensors`` those of ``architecture``, in place, changing no weight that it does not use.
+
+        Args:
+            architecture: what is written.
+            tensors: parameter -> values; parameters left out stay as they are, and names that are none are ignored.
+
+        Raises:
+            TypeError: the source cannot.
+        """
+        del architecture, tensors
+        raise TypeError(f"{type(self).__name__} cannot be given weights of an architecture; use SharedWeights")
+
     @property
     def device(self) -> torch.device:
         """Device of the parameters."""
@@ -212,6 +225,26 @@ class SharedWeights(WeightSource):
     def cut(self, architecture: Architecture, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Cut ``architecture`` out of ``stored``, tensors of the largest build by name; linear in them."""
         return self.plan(architecture)(stored, TensorSlice.__call__ if self.kernels is None else self.kernels)
+
+    @torch.no_grad()
+    def assign(self, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
+        """Write ``tensors`` into the part of the largest build that ``architecture`` uses; see :class:`WeightSource`.
+
+        Raises:
+            TypeError: a kernel of ``architecture`` is made by the kernel transform.
+        """
+        plan, stored = self.plan(architecture), self.stored()
+        made = [part.name for part in plan if part.kernel and part.name in tensors and self.kernels is not None]
+        if made:
+            raise TypeError(
+                f"kernels {made[:6]} are made by kernel_transform and cannot be given; use an architecture of the "
+                "largest kernels, or kernel_transform=False"
+            )
+        for part in plan:
+            if part.name in tensors:
+                whole = stored[part.source]
+                places = part(torch.arange(whole.numel(), device=whole.device).view_as(whole))
+                whole.view(-1)[places] = tensors[part.name].to(whole)
 
     def shared_buffers(self, architecture: Architecture) -> dict[str, Tensor]:
         """Return the persistent buffers of ``architecture``, those of ``largest`` where they are shared."""

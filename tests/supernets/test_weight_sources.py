@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from search_spaces import Architecture, MLPSpace, SearchSpace
-from supernets import Classification, SharedWeights, Supernet, WeightSource
+from search_spaces import Architecture, ConvNetSpace, MLPSpace, SearchSpace, Stage
+from supernets import Classification, SharedWeights, Supernet, TemplateWeights, WeightSource
 from tests.supernets.family import SOURCES
 
 
@@ -185,3 +185,27 @@ def test_zero_residual_gamma_makes_blocks_with_a_shortcut_start_as_the_shortcut(
     globs = set(space.zero_init())
     assert zeroed == {name for name in plain if name in globs}
     assert bool(zeroed) == bool(globs)
+
+
+def test_weights_given_to_an_architecture_are_its_own_and_change_no_other_weight(
+    space: SearchSpace, architectures: list[Architecture]
+) -> None:
+    for architecture in architectures:
+        source = numbered(SharedWeights(space))
+        before = {name: value.clone() for name, value in source.stored().items()}
+        names = dict(space.build(architecture).named_parameters())
+        given = {name: -tensor.detach() for name, tensor in source(architecture).items() if name in names}
+        source.assign(architecture, given)
+        now = source(architecture)
+        assert all(torch.equal(now[name], value) for name, value in given.items())
+        changed = sum(int((value != before[name]).sum()) for name, value in source.stored().items())
+        assert changed == sum(value.numel() for value in given.values())
+
+
+def test_a_source_that_makes_its_weights_takes_none() -> None:
+    space = ConvNetSpace([Stage((4,), (1,), (3, 5), block="residual")], 4, resolutions=(6,))
+    with pytest.raises(TypeError, match=r"TemplateWeights cannot be given weights .* use SharedWeights"):
+        TemplateWeights(space, share="layer").assign(space.smallest(), {})
+    source = SharedWeights(space, kernel_transform=True)
+    with pytest.raises(TypeError, match=r"made by kernel_transform .* use an architecture of the largest kernels"):
+        source.assign(space.smallest(), source(space.smallest()))
