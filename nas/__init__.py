@@ -17,6 +17,7 @@ _HOMES = {
     "nas.search": ("Search", "SearchResult", "front"),
     "nas.settings": ("SearchSettings", "open_search"),
     "nas.standalone": ("Recipe",),
+    "nas.tabular": ("TabularObjective",),
 }
 _LATER = {name: home for home, names in _HOMES.items() for name in names}
 
