@@ -22,6 +22,7 @@ from search_spaces.slicing import (
 )
 from search_spaces.space import SearchSpace
 from search_spaces.spec import construct, describe, import_path, load
+from search_spaces.tdnn import TDNNSpace
 from search_spaces.transformer import TransformerSpace
 from search_spaces.transformer_stack import Stack
 from search_spaces.translation import TranslationSpace
@@ -51,6 +52,7 @@ __all__ = [
     "Site",
     "Stage",
     "Stem",
+    "TDNNSpace",
     "TensorRule",
     "TensorSharing",
     "TensorSlice",

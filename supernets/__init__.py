@@ -12,7 +12,7 @@ from supernets.places import GrowthError
 from supernets.rules import SamplingRule, SandwichRule, Score, Slot, UniformRule
 from supernets.schedules import ConstantEnding, Cosine
 from supernets.supernet import Supernet
-from supernets.tasks import Classification, LanguageModelling, Task
+from supernets.tasks import Classification, LanguageModelling, SpeakerVerification, Task
 from supernets.templates import TemplateWeights
 from supernets.weights import SharedWeights, WeightSource
 
@@ -39,6 +39,7 @@ __all__ = [
     "SharedWeights",
     "Slot",
     "SoftTargets",
+    "SpeakerVerification",
     "Supernet",
     "Task",
     "TemplateWeights",

@@ -3,5 +3,6 @@
 from supernets.tasks.base import Task
 from supernets.tasks.classification import Classification
 from supernets.tasks.language import LanguageModelling
+from supernets.tasks.speaker import SpeakerVerification
 
-__all__ = ["Classification", "LanguageModelling", "Task"]
+__all__ = ["Classification", "LanguageModelling", "SpeakerVerification", "Task"]

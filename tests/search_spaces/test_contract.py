@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from search_spaces import (
     Architecture,
@@ -20,6 +21,7 @@ from search_spaces import (
     Stack,
     Stage,
     Stem,
+    TDNNSpace,
     TransformerSpace,
     TranslationSpace,
     VisionTransformerSpace,
@@ -84,6 +86,9 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
     ),
     "darts": lambda: DARTSSpace(
         3, in_channels=1, resolution=6, width=2, cells=3, nodes=2, operations=("skip_connect", "dil_conv_3x3")
+    ),
+    "tdnn": lambda: TDNNSpace(
+        5, mels=6, frames=9, widths=(8, 16), kernels=(1, 3), depths=(1, 3), head_widths=(5, 9), scale=4, embedding=7
     ),
     "factory_cnn": lambda: FactorySpace(
         UserCNN,
@@ -176,9 +181,8 @@ def test_every_build_runs_on_the_example_inputs(space, generator, device):
     for architecture in (space.smallest(), space.sample(generator), space.largest()):
         with torch.device(device):
             module = space.build(architecture).eval()
-            output = module(*space.inputs(architecture, 2))
-        assert output.shape[0] == 2
-        assert output.device.type == device
+            outputs = tree_leaves(module(*space.inputs(architecture, 2)))
+        assert all(output.shape[0] == 2 and output.device.type == device for output in outputs)
 
 
 def test_every_build_is_covered_by_the_superset(space, generator):
@@ -247,7 +251,8 @@ def test_filling_a_skeleton_equals_loading_a_build(space, generator):
     inputs = space.inputs(architecture, 3)
     if inputs[0].is_floating_point():
         inputs = (torch.randn(inputs[0].shape, generator=generator),)
-    assert torch.equal(filled.eval()(*inputs), loaded.eval()(*inputs))
+    pairs = zip(tree_leaves(filled.eval()(*inputs)), tree_leaves(loaded.eval()(*inputs)), strict=True)
+    assert all(torch.equal(given, expected) for given, expected in pairs)
     assert all(torch.equal(filled.state_dict()[name], tensor) for name, tensor in tensors.items())
     assert all(filled.state_dict()[name].data_ptr() == tensor.data_ptr() for name, tensor in tensors.items())
     assert not any(parameter.requires_grad for parameter in filled.parameters())
