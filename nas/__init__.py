@@ -9,7 +9,7 @@ from typing import Any
 _HOMES = {
     "nas.controllers": ("Controller", "EvolutionController", "OptunaController", "Problem", "RandomController"),
     "nas.costs": ("Cost", "MACs", "ModelSize", "Parameters"),
-    "nas.data": ("DigitsData", "ImageData", "TextData"),
+    "nas.data": ("DigitsData", "ImageData", "SpeechData", "TextData", "TranslationData"),
     "nas.evaluation": ("Evaluate", "Screen"),
     "nas.latency": ("Latency",),
     "nas.objectives": ("Evaluation", "FromScratch", "Objective", "WeightSharing"),

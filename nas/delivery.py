@@ -54,6 +54,8 @@ def deliver(
     costs = CostMeter(space, [Parameters(space), MACs(space), ModelSize(space)])(architecture)
     splits = {split: WeightSharing(supernet, data, split=split) for split in ("val", "test")}
     scores = {split: dict(objective(architecture, seed=0).measurements) for split, objective in splits.items()}
+    handed = splits["val"].module(architecture, owned=True)
+    scores["test"] |= supernet.task.report(handed, data)
     manifest = {
         "architecture": dict(architecture),
         "arch_id": architecture.arch_id,
@@ -65,7 +67,7 @@ def deliver(
         "scores": scores,
     }
     exported = export(
-        splits["val"].module(architecture, owned=True),
+        handed,
         space.inputs(architecture, batch_size=2),
         folder,
         formats=formats,
@@ -88,6 +90,8 @@ def describe_delivery(delivered: Delivered, supernet: Supernet, *, searched: Tri
         rows.append([f"{headline}, validation, as searched", amount(searched.value(headline), unit)])
     for split, label in (("val", "validation"), ("test", "test")):
         rows.append([f"{headline}, {label}, as exported", amount(delivered.scores[split][headline], unit)])
+    known = supernet.task.quantities
+    rows += [[f"{name}, test", f"{value:.4g}"] for name, value in delivered.scores["test"].items() if name not in known]
     files = [
         [name, f"{path.stat().st_size:,}", f"{delivered.exported.parity[name]:.1e}", str(path)]
         for name, path in delivered.exported.files.items()

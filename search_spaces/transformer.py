@@ -10,7 +10,7 @@ from search_spaces.attention import Table, attended, example_tokens
 from search_spaces.bare import layer
 from search_spaces.choice import Candidate
 from search_spaces.space import SearchSpace
-from search_spaces.transformer_stack import Stack, StackStyle, stack_blocks, stack_choices
+from search_spaces.transformer_stack import MIXED, Stack, StackStyle, stack_blocks, stack_choices
 
 __all__ = ["TokenTransformer", "TransformerSpace"]
 
@@ -200,6 +200,10 @@ class TransformerSpace(SearchSpace):
             padding=self.padding,
             dropout=self.dropout,
         )
+
+    def mixed(self) -> tuple[str, ...]:
+        """Return the feed-forward pair of every block (Mixture-of-Supernets, arXiv 2306.04845)."""
+        return MIXED
 
     def inputs(self, architecture: Architecture, batch_size: int = 1) -> tuple[Tensor, ...]:
         """Return tokens ``(batch_size, context)`` that count upwards, so that examples differ."""

@@ -10,7 +10,9 @@ from search_spaces.attention import TransformerBlock
 from search_spaces.choice import Candidate, Choice
 from search_spaces.layers import activation_function
 
-__all__ = ["Stack", "StackStyle", "stack_blocks", "stack_choices"]
+__all__ = ["MIXED", "Stack", "StackStyle", "stack_blocks", "stack_choices"]
+
+MIXED = ("*.ffn.fc1.*", "*.ffn.fc2.*")
 
 
 @dataclass(frozen=True)

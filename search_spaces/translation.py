@@ -9,7 +9,7 @@ from search_spaces.attention import attended, example_tokens
 from search_spaces.choice import Candidate
 from search_spaces.space import SearchSpace
 from search_spaces.transformer import TokenTransformer
-from search_spaces.transformer_stack import Stack, StackStyle, stack_blocks, stack_choices
+from search_spaces.transformer_stack import MIXED, Stack, StackStyle, stack_blocks, stack_choices
 
 __all__ = ["EncoderDecoder", "TranslationSpace"]
 
@@ -139,6 +139,10 @@ class TranslationSpace(SearchSpace):
             dropout=self.dropout,
         )
         return EncoderDecoder(encoder, decoder, padding=self.padding)
+
+    def mixed(self) -> tuple[str, ...]:
+        """Return the feed-forward pair of every block (Mixture-of-Supernets, arXiv 2306.04845)."""
+        return MIXED
 
     def inputs(self, architecture: Architecture, batch_size: int = 1) -> tuple[Tensor, ...]:
         """Return source and target tokens, both ``(batch_size, context)``, that count upwards."""

@@ -10,7 +10,7 @@ from search_spaces.attention import Table
 from search_spaces.bare import layer
 from search_spaces.choice import Candidate
 from search_spaces.space import SearchSpace
-from search_spaces.transformer_stack import Stack, StackStyle, stack_blocks, stack_choices
+from search_spaces.transformer_stack import MIXED, Stack, StackStyle, stack_blocks, stack_choices
 
 __all__ = ["VisionTransformer", "VisionTransformerSpace"]
 
@@ -155,6 +155,10 @@ class VisionTransformerSpace(SearchSpace):
             learned_positions=self.positions == "learned",
             dropout=self.dropout,
         )
+
+    def mixed(self) -> tuple[str, ...]:
+        """Return the feed-forward pair of every block (Mixture-of-Supernets, arXiv 2306.04845)."""
+        return MIXED
 
     def inputs(self, architecture: Architecture, batch_size: int = 1) -> tuple[Tensor, ...]:
         """Return zeros ``(batch_size, in_channels, image_size, image_size)``."""

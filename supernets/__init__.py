@@ -12,7 +12,7 @@ from supernets.places import GrowthError
 from supernets.rules import SamplingRule, SandwichRule, Score, Slot, UniformRule
 from supernets.schedules import ConstantEnding, Cosine
 from supernets.supernet import Supernet
-from supernets.tasks import Classification, LanguageModelling, SpeakerVerification, Task
+from supernets.tasks import Classification, LanguageModelling, SpeakerVerification, Task, Translation
 from supernets.templates import TemplateWeights
 from supernets.weights import SharedWeights, WeightSource
 
@@ -43,6 +43,7 @@ __all__ = [
     "Supernet",
     "Task",
     "TemplateWeights",
+    "Translation",
     "UncalibratedError",
     "UniformRule",
     "WeightSource",

@@ -188,7 +188,7 @@ class Supernet(L.LightningModule):
             module.train()
         outputs = self.source.skeletons.call(slot.architecture, device, tensors, self.task.inputs(batch))
         if slot.role == "student":
-            return self.task.distil(outputs, teacher), outputs
+            return self.task.distil(*(self.task.counted(given, batch) for given in (outputs, teacher))), outputs
         return self.task.loss(outputs, batch, regularise=True), outputs
 
     def score(self, architecture: Architecture, batch: Any) -> float:

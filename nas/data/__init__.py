@@ -1,11 +1,13 @@
-"""Data modules: images and text in memory, with fixed splits and a seeded order."""
+"""Data modules: images, speech and text in memory, with fixed splits and a seeded order."""
 
 from nas.data.digits import DigitsData
 from nas.data.images import ImageData
 from nas.data.loader import EpochLoader
 from nas.data.module import ImageDataModule, Splits
+from nas.data.speech import SpeechData
 from nas.data.tensors import Augmentation, EpochOrder, ImageSplit, Standardization, TensorLoader
 from nas.data.text import TextData, TextSplits
+from nas.data.translation import Pairs, TranslationData
 
 __all__ = [
     "Augmentation",
@@ -15,9 +17,12 @@ __all__ = [
     "ImageData",
     "ImageDataModule",
     "ImageSplit",
+    "SpeechData",
+    "Pairs",
     "Splits",
     "Standardization",
     "TensorLoader",
     "TextData",
     "TextSplits",
+    "TranslationData",
 ]

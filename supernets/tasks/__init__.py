@@ -4,5 +4,6 @@ from supernets.tasks.base import Task
 from supernets.tasks.classification import Classification
 from supernets.tasks.language import LanguageModelling
 from supernets.tasks.speaker import SpeakerVerification
+from supernets.tasks.translation import Translation, greedy
 
-__all__ = ["Classification", "LanguageModelling", "SpeakerVerification", "Task"]
+__all__ = ["Classification", "LanguageModelling", "SpeakerVerification", "Task", "Translation", "greedy"]

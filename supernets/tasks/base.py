@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torchmetrics
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["Task"]
 
@@ -31,9 +31,14 @@ class Task(ABC):
     def loss(self, outputs: Any, batch: Any, *, regularise: bool = False) -> Tensor:
         """Return the scalar loss against the labels, with the task's regularisation where asked."""
 
+    def counted(self, outputs: Any, batch: Any) -> Any:
+        """Return the part of the outputs that a student learns from, e.g. without padding. Default: all."""
+        del batch
+        return outputs
+
     @abstractmethod
     def distil(self, outputs: Any, teacher: Any) -> Tensor:
-        """Return the scalar loss against a teacher's outputs, which get no gradient."""
+        """Return the scalar loss against a teacher's outputs, which get no gradient; both as ``counted`` gives them."""
 
     @abstractmethod
     def metrics(self) -> torchmetrics.MetricCollection:
@@ -42,3 +47,11 @@ class Task(ABC):
     @abstractmethod
     def update(self, metrics: torchmetrics.MetricCollection, outputs: Any, batch: Any) -> None:
         """Add one batch to ``metrics``."""
+
+    def report(self, module: nn.Module, data: Any) -> Mapping[str, float]:
+        """Return slow measurements of a subnetwork that is handed out, on the test split of ``data``. Default: none.
+
+        Made once, when a subnetwork is exported; ``module`` is in evaluation mode and only read.
+        """
+        del module, data
+        return {}
