@@ -19,6 +19,7 @@ __all__ = [
     "ImageSplit",
     "SpeechData",
     "Pairs",
+    "SpeechData",
     "Splits",
     "Standardization",
     "TensorLoader",

@@ -1,4 +1,4 @@
-"""Where the splits of an image data set come from: a parquet folder or the Hugging Face hub, decoded once, cached."""
+"""Where the splits of a data set come from: a parquet folder or the Hugging Face hub, decoded once, cached."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nas.data.tensors import ImageSplit
 
-__all__ = ["cached_splits", "hub_splits", "parquet_files"]
+__all__ = ["cached_splits", "cached_tensors", "folder_splits", "hub_splits", "parquet_files"]
 
 DATA_DIR_VARIABLE = "NAS_DATA_DIR"
 
@@ -98,49 +98,57 @@ def hub_splits(name: str) -> Mapping[str, Any]:
 
 
 def cached_splits(identity: Mapping[str, Any], decode: Callable[[], dict[str, ImageSplit]]) -> dict[str, ImageSplit]:
-    """Return decoded splits from the cache, or decode and cache them.
+    """Return decoded images from the cache, or decode and cache them; see :func:`cached_tensors`."""
+
+    def make() -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for name, split in decode().items():
+            tensors |= {f"{name}.images": split.images, f"{name}.labels": split.labels}
+        return tensors
+
+    tensors = cached_tensors("images", identity, make)
+    names = sorted({name.partition(".")[0] for name in tensors})
+    return {name: ImageSplit(images=tensors[f"{name}.images"], labels=tensors[f"{name}.labels"]) for name in names}
+
+
+def cached_tensors(kind: str, identity: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return named tensors from the cache, or make and cache them.
 
     The cache is a safetensors file beside the Hugging Face cache, replaced atomically; one that cannot be read is
     written again, and a cache that cannot be written costs a warning, not the run.
 
     Args:
+        kind: what is decoded, in the plural; names the folder.
         identity: everything the tensors depend on, as JSON types.
-        decode: makes the splits.
+        make: decodes.
     """
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-    file = _cache_folder() / f"{key}.safetensors"
+    file = _cache_folder() / kind / f"{key}.safetensors"
     if file.is_file():
         try:
-            tensors = load_file(file)
-            names = sorted({name.partition(".")[0] for name in tensors})
-            return {
-                name: ImageSplit(images=tensors[f"{name}.images"], labels=tensors[f"{name}.labels"]) for name in names
-            }
-        except (SafetensorError, KeyError, OSError) as error:
-            rank_zero_warn(f"{file} cannot be read ({error}); the images are decoded and cached again")
-    splits = decode()
+            return load_file(file)
+        except (SafetensorError, OSError) as error:
+            rank_zero_warn(f"{file} cannot be read ({error}); the {kind} are decoded and cached again")
+    tensors = make()
     try:
-        _write(file, splits)
+        _write(file, tensors)
     except OSError as error:
         rank_zero_warn(
-            f"decoded images cannot be cached in {file.parent} ({error}); every start decodes them again unless "
+            f"decoded {kind} cannot be cached in {file.parent} ({error}); every start decodes them again unless "
             "HF_HOME names a writable folder"
         )
-    return splits
+    return tensors
 
 
 def _cache_folder() -> Path:
     home = os.environ.get("HF_HOME")
     base = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
-    return base.expanduser() / "weightloom" / "images"
+    return base.expanduser() / "weightloom"
 
 
-def _write(file: Path, splits: Mapping[str, ImageSplit]) -> None:
+def _write(file: Path, tensors: Mapping[str, Tensor]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {}
-    for name, split in splits.items():
-        tensors |= {f"{name}.images": split.images, f"{name}.labels": split.labels}
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".writing-") as folder:
         partial = Path(folder) / file.name
-        save_file(tensors, partial)
+        save_file(dict(tensors), partial)
         os.replace(partial, file)

@@ -136,8 +136,8 @@ def test_a_student_learns_from_the_teachers_cosines_alone() -> None:
     cosines, teacher = (torch.rand(5, 4) * 2 - 1 for _ in range(2))
     cosines.requires_grad_()
     teacher.requires_grad_()
-    for given, loss in ((None, SoftTargets()), (KL(), KL())):
-        task = SpeakerVerification(scale=10, distillation=given)
+    for chosen, loss in ((None, SoftTargets()), (KL(), KL())):
+        task = SpeakerVerification(scale=10, distillation=chosen)
         found = task.distil((None, cosines), (None, teacher))
         assert found.item() == pytest.approx(loss(10 * cosines, 10 * teacher).mean().item())
         found.backward()
