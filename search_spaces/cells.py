@@ -188,6 +188,7 @@ class CellSpace(SearchSpace):
     """
 
     bare = True
+    mixes_operations = True
 
     def __init__(
         self,

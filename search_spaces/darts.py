@@ -159,6 +159,7 @@ class DARTSSpace(SearchSpace):
     """
 
     bare = True
+    mixes_operations = True
 
     def __init__(
         self,

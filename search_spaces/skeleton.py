@@ -1,6 +1,7 @@
 """Building a module without paying for weights that will be replaced anyway."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -35,17 +36,14 @@ class _SkipInitialisers(TorchFunctionMode):
         return func(*args, **kwargs) if kwargs else func(*args)
 
 
-def skeleton(space: SearchSpace, architecture: Architecture) -> nn.Module:
+def skeleton(space: SearchSpace, architecture: Architecture | None = None) -> nn.Module:
     """Build ``architecture`` with parameters allocated but not initialised; buffers have their real values.
 
-    Consumes no random numbers through ``torch.nn.init`` and is safe to run from many threads. Fill the parameters
-    with :func:`fill` before use.
+    Without an architecture it is ``space.superset()`` that is built. Consumes no random numbers through
+    ``torch.nn.init`` and is safe to run from many threads. Fill the parameters with :func:`fill` before use.
     """
-    with bare_layers():
-        if space.bare:
-            return space.build(architecture)
-        with _SkipInitialisers():
-            return space.build(architecture)
+    with bare_layers(), nullcontext() if space.bare else _SkipInitialisers():
+        return space.superset() if architecture is None else space.build(architecture)
 
 
 def _owned(current: Tensor, given: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from search_spaces import Architecture, RelaxedArchitecture, SearchSpace, SlicePlan, Slicer, SlicingError, TensorSlice
 from supernets.kernels import KernelTransform
+from supernets.relaxation import Relaxation
 from supernets.skeletons import Skeletons, ThreadCache
 
 __all__ = ["SharedWeights", "WeightSource"]
@@ -33,6 +34,7 @@ class WeightSource(nn.Module, ABC):
         super().__init__()
         self.space = space
         self.skeletons = Skeletons(space) if skeletons is None else skeletons
+        self._relaxation: Relaxation | None = None
 
     @abstractmethod
     def forward(self, architecture: Architecture) -> dict[str, Tensor]:
@@ -74,6 +76,17 @@ class WeightSource(nn.Module, ABC):
     def _anchor(self) -> Tensor:
         """A tensor of the device and precision of the source."""
         return next(itertools.chain(self.parameters(), self.buffers()))
+
+    @property
+    def relaxation(self) -> Relaxation:
+        """Masks and gates of the space, derived and verified on first use.
+
+        Raises:
+            RelaxationError: the space cannot be relaxed.
+        """
+        if self._relaxation is None:
+            self._relaxation = Relaxation(self.space)
+        return self._relaxation
 
     def diagnostics(self) -> Mapping[str, float]:
         """Return numbers that tell whether the source works as meant; logged at every validation. Default: none."""
@@ -225,6 +238,32 @@ class SharedWeights(WeightSource):
     def cut(self, architecture: Architecture, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Cut ``architecture`` out of ``stored``, tensors of the largest build by name; linear in them."""
         return self.plan(architecture)(stored, TensorSlice.__call__ if self.kernels is None else self.kernels)
+
+    def relaxed(self, architecture: RelaxedArchitecture) -> dict[str, Tensor]:
+        """Return the tensors of the largest build under soft masks; see :class:`WeightSource`.
+
+        Raises:
+            ValueError: kernels are transformed, and so not nested.
+        """
+        return self.soften(architecture, self.stored()) | self.relaxed_buffers()
+
+    def soften(self, architecture: RelaxedArchitecture, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Mask ``stored``, tensors of the largest build by name; linear in them. See :class:`Relaxation`.
+
+        Raises:
+            ValueError: kernels are transformed, and so not nested.
+        """
+        if self.kernels is not None:
+            raise ValueError(
+                "relaxed weights need kernels that are crops of one another, but kernel_transform maps each to the "
+                "next; set kernel_transform: false"
+            )
+        return self.relaxation.soften(stored, architecture)
+
+    def relaxed_buffers(self) -> dict[str, Tensor]:
+        """Return owned copies of the persistent buffers of ``largest``, statistics of norms as built."""
+        persistent = self.largest.state_dict(keep_vars=True).keys()
+        return {name: buffer.clone() for name, buffer in self.largest.named_buffers() if name in persistent}
 
     @torch.no_grad()
     def assign(self, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
