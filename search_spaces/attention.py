@@ -9,16 +9,26 @@ from torch.nn import functional as F
 from search_spaces.bare import layer
 from search_spaces.layers import activation as make_activation
 
-__all__ = ["Attention", "FeedForward", "Table", "TransformerBlock", "attended", "example_tokens", "rotate"]
+__all__ = ["Attention", "BranchEnd", "FeedForward", "Table", "TransformerBlock", "attended", "example_tokens", "rotate"]
 
 
 @final
 class Table(nn.Embedding):
-    """Vectors by index, initialised N(0, 0.02^2): small enough to serve as the output layer too."""
+    """Vectors by index, initialised N(0, 0.1^2), which suits a tied output layer too."""
 
     def reset_parameters(self) -> None:
         """Draw the vectors."""
+        nn.init.normal_(self.weight, std=0.1)
+
+
+@final
+class BranchEnd(nn.Linear):
+    """The last layer of a residual branch, initialised N(0, 0.02^2): every block starts near its shortcut."""
+
+    def reset_parameters(self) -> None:
+        """Draw the matrix; the bias is zero."""
         nn.init.normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
 
 
 def rotate(x: Tensor, base: float = 10_000.0) -> Tensor:
@@ -93,7 +103,7 @@ class Attention(nn.Module):
         self.query = layer(nn.Linear, width, inner)
         self.key = layer(nn.Linear, source_width, inner, bias=False)
         self.value = layer(nn.Linear, source_width, inner)
-        self.out = layer(nn.Linear, inner, width)
+        self.out = layer(BranchEnd, inner, width)
 
     def forward(self, x: Tensor, source: Tensor | None = None, kept: Tensor | None = None) -> Tensor:
         """Map ``(B, T, width)`` to the same shape.
@@ -140,7 +150,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.fc1 = layer(nn.Linear, width, hidden)
         self.act = make_activation(activation)
-        self.fc2 = layer(nn.Linear, hidden, width)
+        self.fc2 = layer(BranchEnd, hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., width)`` to the same shape."""
