@@ -6,25 +6,23 @@ feed-forward network, as in the paper. Both sides take the same architectures on
 turn; the figure is the median of the ratios. Other mixtures are reported beside it.
 """
 
-import statistics
-import time
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from benchmarks import Result
+from benchmarks._training import Step, in_turn
 from search_spaces import TransformerSpace
-from supernets import LanguageModelling, MixtureWeights, SandwichRule, SharedWeights, Supernet
+from supernets import LanguageModelling, MixtureWeights, SandwichRule, SharedWeights, Supernet, WeightSource
 
 ASKED = 1.15
 BATCH, CONTEXT, VOCABULARY = 64, 64, 65
-MIXED = ("*.ffn.*",)
-MIXTURES = {
-    "2 experts, by layer": partial(MixtureWeights, mixed=MIXED),
-    "2 experts, by neuron": partial(MixtureWeights, mixed=MIXED, routing="neuron"),
-    "4 experts, by layer": partial(MixtureWeights, mixed=MIXED, experts=4),
-    "4 experts of rank 8": partial(MixtureWeights, mixed=MIXED, experts=4, rank=8),
+MIXTURES: Mapping[str, Callable[..., WeightSource]] = {
+    "2 experts, by layer": MixtureWeights,
+    "2 experts, by neuron": partial(MixtureWeights, routing="neuron"),
+    "4 experts, by layer": partial(MixtureWeights, experts=4),
+    "4 experts of rank 8": partial(MixtureWeights, experts=4, rank=8),
 }
 
 
@@ -32,26 +30,6 @@ def make_space() -> TransformerSpace:
     return TransformerSpace(
         VOCABULARY, CONTEXT, widths=(64, 96, 128), depths=(2, 3), heads=(2, 3, 4), ffn_ratios=(2, 3, 4), head_dim=32
     )
-
-
-class Step:
-    """One sandwich step, as :meth:`Supernet.training_step` takes it but for the trainer around it."""
-
-    def __init__(self, supernet: Supernet) -> None:
-        self.supernet = supernet
-        self.optimizer = torch.optim.AdamW(supernet.parameters(), lr=1e-4)
-
-    def __call__(self, draw: int, batch: tuple[Tensor, Tensor]) -> float:
-        """Return the CPU time of this process, which on one thread is the wall time of an idle machine."""
-        start = time.process_time()
-        self.optimizer.zero_grad()
-        teacher = None
-        for slot in self.supernet.rule.slots(self.supernet.space, seed=0, step=draw, score=lambda _: 0.0):
-            loss, outputs = self.supernet.step_loss(slot, batch, teacher)
-            loss.backward()
-            teacher = outputs.detach() if slot.role == "teacher" else teacher
-        self.optimizer.step()
-        return time.process_time() - start
 
 
 def run(quick: bool) -> Result:
@@ -64,20 +42,12 @@ def run(quick: bool) -> Result:
     rows, ratios = [], {}
     for name, source in MIXTURES.items():
         mixed = Step(Supernet(space, LanguageModelling(), source=source, rule=rule))
-        times = []
-        for draw in range(3 if quick else 20):
-            for step in (plain, mixed):  # skeletons and plans are made, gradients and moments allocated
-                step(draw, batch)
-            for turn in range(2):
-                order = (plain, mixed) if turn % 2 else (mixed, plain)
-                spent = {step: step(draw, batch) for step in order}
-                times.append((spent[mixed], spent[plain]))
-        ratios[name] = statistics.median(a / b for a, b in times)
+        ours, reference, ratios[name] = in_turn(mixed, plain, batch, 3 if quick else 20)
         rows.append(
             {
                 "weights": name,
-                "mixture, ms": f"{statistics.median(a for a, _ in times) * 1e3:.0f}",
-                "plain sharing, ms": f"{statistics.median(b for _, b in times) * 1e3:.0f}",
+                "mixture, ms": f"{ours * 1e3:.0f}",
+                "plain sharing, ms": f"{reference * 1e3:.0f}",
                 "median ratio": f"{ratios[name]:.3f}",
             }
         )
