@@ -9,8 +9,10 @@ from supernets.kernels import KernelTransform
 from supernets.mixture import MixtureWeights
 from supernets.persistence import CheckpointError, CheckpointMismatchError, load, read_card, save, trusted
 from supernets.places import GrowthError
+from supernets.progressive import ProgressiveRule, ShrinkingStage
 from supernets.rules import SamplingRule, SandwichRule, Score, Slot, UniformRule
 from supernets.schedules import ConstantEnding, Cosine
+from supernets.sorting import importance, sort_channels
 from supernets.supernet import Supernet
 from supernets.tasks import Classification, LanguageModelling, SpeakerVerification, Task, Translation
 from supernets.templates import TemplateWeights
@@ -33,10 +35,12 @@ __all__ = [
     "LanguageModelling",
     "Member",
     "MixtureWeights",
+    "ProgressiveRule",
     "SamplingRule",
     "SandwichRule",
     "Score",
     "SharedWeights",
+    "ShrinkingStage",
     "Slot",
     "SoftTargets",
     "SpeakerVerification",
@@ -52,10 +56,12 @@ __all__ = [
     "card",
     "export",
     "grow",
+    "importance",
     "load",
     "member_of",
     "read_card",
     "save",
+    "sort_channels",
     "trusted",
     "uncalibrated",
     "weights_version",

@@ -50,6 +50,19 @@ class SamplingRule(ABC):
         """
         del space, source
 
+    def check_length(self, steps: float) -> None:
+        """Refuse a training of ``steps`` optimiser steps (infinite where unknown), before it; default: take any.
+
+        Raises:
+            ValueError: saying what would be left out and how to change that.
+        """
+        del steps
+
+    def sorts(self, step: int) -> bool:
+        """Return whether channels are put in order of importance before training step ``step``; default: never."""
+        del step
+        return False
+
 
 def _draw(space: SearchSpace, seed: int, step: int, slot: int) -> Architecture:
     return space.sample(torch.Generator().manual_seed(derive_seed(seed, "slot", step, slot)))

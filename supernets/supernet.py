@@ -19,6 +19,7 @@ from search_spaces import Architecture, SearchSpace, describe, fill
 from supernets.calibration import calibrate, calibration_batches, norms
 from supernets.card import card
 from supernets.rules import SamplingRule, SandwichRule, Slot
+from supernets.sorting import sort_channels
 from supernets.tasks import Task
 from supernets.weights import SharedWeights, WeightSource
 
@@ -210,6 +211,8 @@ class Supernet(L.LightningModule):
         del batch_idx
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         optimizer.zero_grad()  # type: ignore[union-attr]
+        if self.rule.sorts(self.global_step):
+            sort_channels(self.source, self.optimizers(use_pl_optimizer=False))  # type: ignore[arg-type]
         slots = self.rule.slots(
             self.space, seed=self.seed, step=self.global_step, score=lambda candidate: self.score(candidate, batch)
         )
@@ -226,7 +229,9 @@ class Supernet(L.LightningModule):
         scheduler.step()  # type: ignore[union-attr]
 
     def on_fit_start(self) -> None:
-        """Refuse a distributed strategy that cannot work, before anything is trained."""
+        """Refuse a length or a distributed strategy that cannot work, before anything is trained."""
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.rule.check_length(self.trainer.estimated_stepping_batches)
         strategy = self.trainer.strategy
         if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters"):
             raise ValueError(

@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping
 from search_spaces import SearchSpace
 from supernets import (
     MixtureWeights,
+    ProgressiveRule,
     SamplingRule,
     SandwichRule,
     SharedWeights,
+    ShrinkingStage,
     TemplateWeights,
     UniformRule,
     WeightSource,
@@ -28,4 +30,8 @@ RULES: Mapping[str, Callable[[], SamplingRule]] = {
     "uniform": UniformRule,
     "sandwich": lambda: SandwichRule(1),
     "sandwich_labels": lambda: SandwichRule(1, distillation=False),
+    "progressive": lambda: ProgressiveRule([ShrinkingStage(until=1), ShrinkingStage(elastic={"*": "all"})]),
+    "progressive_sorted": lambda: ProgressiveRule(
+        [ShrinkingStage(until=1), ShrinkingStage(elastic={"*": "all"}, sort_channels=True)]
+    ),
 }
