@@ -238,6 +238,19 @@ class MixtureWeights(WeightSource):
         mixture: Tensor = self.bank(part, stored, route(part))
         return mixture
 
+    def relaxed(self, architecture: RelaxedArchitecture) -> dict[str, Tensor]:
+        """Return the mixture for the expected encoding, softened like shared weights; see :class:`WeightSource`.
+
+        At a relaxed architecture of single candidates this is the mixture of that architecture.
+        """
+        stored = self.shared.stored()
+        with torch.autocast(self.device.type, enabled=False):
+            route = self.router(*self._code(architecture))
+            for name in self.bank.names:
+                whole = TensorSlice(name, name, tuple(stored[name].shape), ())
+                stored[name] = self._part(whole, stored[name], route)
+        return self.shared.soften(architecture, stored) | self.shared.relaxed_buffers()
+
     def spread(self, noise: float = 0.05) -> None:
         """Start the other experts of full size at copies of the first one, moved apart by noise.
 

@@ -201,6 +201,33 @@ def test_low_rank_experts_start_at_the_shared_weights() -> None:
         assert all(torch.equal(tensor, expected[name]) for name, tensor in source(architecture).items())
 
 
+@pytest.mark.parametrize("options", [{}, {"routing": "neuron"}, {"rank": 2, "group_bias": 2.0}], ids=str)
+@pytest.mark.parametrize("space", [mlp(), convnet()], ids=["mlp", "convnet"])
+def test_a_relaxed_architecture_of_single_candidates_is_mixed_like_the_architecture(
+    space: SearchSpace, options: dict[str, Any]
+) -> None:
+    source = shaken(MixtureWeights(space, hidden=4, mixed=["*.weight"], **options))
+    for architecture in architectures(space, 1):
+        relaxed = space.relax(architecture)
+        tensors, soft = source(architecture), source.relaxed(relaxed)
+        assert soft.keys() >= set(dict(space.build(architecture).named_parameters()))
+        ours = {name: soft[name] for name in source.shared.stored()}
+        mine = source.shared.cut(architecture, ours)
+        for name, tensor in mine.items():
+            torch.testing.assert_close(tensor, tensors[name], rtol=1e-5, atol=1e-6)
+
+
+def test_weights_of_choices_get_gradients_through_the_router() -> None:
+    space = mlp()
+    source = shaken(MixtureWeights(space, hidden=4))
+    relaxed = space.relax(space.largest())
+    for weights in relaxed.values():
+        weights.requires_grad_()
+    source.relaxed(relaxed)["linear1.bias"].sum().backward()
+    assert relaxed["depth"].grad is not None
+    assert relaxed["depth"].grad.abs().sum() > 0
+
+
 def test_the_linear_maps_of_one_block_share_their_decision_and_list_items_do_not() -> None:
     source = MixtureWeights(stack(), hidden=4)
     places = source.router._places
