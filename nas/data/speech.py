@@ -30,8 +30,9 @@ class SpeechData(LightningDataModule):
     there are any, or else ``validation_fraction`` of the training files, in proportion to the speakers.
 
     ``speeds`` makes few speakers many: a recording played faster or slower, and so higher or lower, counts as one by
-    another speaker, as is usual in speaker recognition (Yamamoto et al. 2019, Interspeech). All speeds of a recording
-    are in one split; test recordings are as they were recorded.
+    another speaker, as is usual in training (Yamamoto et al. 2019, Interspeech). All speeds of a recording are in one
+    split. Test recordings are as they were recorded unless ``test_speeds`` says otherwise; with several, the pairs to
+    tell apart include one person at two speeds, which is no usual trial.
 
     Batches are ``(features (B, mels, frames), speakers (B,))``. Training crops are a function of (seed, epoch,
     recording), validation and test crops are from the middle. Shorter recordings are repeated.
@@ -42,7 +43,8 @@ class SpeechData(LightningDataModule):
         audio_column: of structs with the bytes of a WAV file under ``bytes``.
         speaker_column: of text or integers.
         held_out: at least two speakers, or none.
-        speeds: ascending factors on the speed of training recordings, among them 1.
+        speeds: ascending factors on the speed of training and validation recordings, among them 1.
+        test_speeds: those of ``speeds`` at which the test recordings are played.
         sample_rate: in Hz; recordings at another one are resampled.
         mels: features per frame.
         window: of the transform, in seconds.
@@ -69,6 +71,7 @@ class SpeechData(LightningDataModule):
         speaker_column: str = "speaker",
         held_out: Sequence[str] = (),
         speeds: Sequence[float] = (1.0,),
+        test_speeds: Sequence[float] = (1.0,),
         sample_rate: int = 16_000,
         mels: int = 80,
         window: float = 0.025,
@@ -85,6 +88,7 @@ class SpeechData(LightningDataModule):
     ) -> None:
         super().__init__()
         held_out, speeds = tuple(str(name) for name in held_out), tuple(float(speed) for speed in speeds)
+        test_speeds = tuple(float(speed) for speed in test_speeds)
         for field, value in (
             ("frames", frames),
             ("eval_frames", 1 if eval_frames is None else eval_frames),
@@ -97,6 +101,8 @@ class SpeechData(LightningDataModule):
         front_end = LogMel(sample_rate, mels, window, hop, centre)
         if 1.0 not in speeds or list(speeds) != sorted(set(speeds)) or min(speeds) <= 0:
             raise ValueError(f"data.speeds must be ascending factors above 0, among them 1, got {list(speeds)}")
+        if not test_speeds or not set(test_speeds) <= set(speeds):
+            raise ValueError(f"data.test_speeds must be some of data.speeds={list(speeds)}, got {list(test_speeds)}")
         if len(set(held_out)) != len(held_out) or len(held_out) == 1:
             raise ValueError(
                 f"data.held_out must be none or at least two different speakers, got {list(held_out)}; pairs of two "
@@ -107,6 +113,7 @@ class SpeechData(LightningDataModule):
         self.speaker_column = speaker_column
         self.held_out = held_out
         self.speeds = speeds
+        self.test_speeds = test_speeds
         self.sample_rate = sample_rate
         self.mels = mels
         self.window = window
@@ -155,6 +162,7 @@ class SpeechData(LightningDataModule):
             decoded,
             held_out=self.held_out,
             speeds=self.speeds,
+            test_speeds=self.test_speeds,
             validation_fraction=self.validation_fraction,
             seed=self.split_seed,
         )

@@ -98,7 +98,7 @@ def _rows(data: Any, part: str, audio_column: str, speaker_column: str) -> Itera
 def decode(
     parts: Mapping[str, Any], *, audio_column: str, speaker_column: str, speeds: Sequence[float], front_end: LogMel
 ) -> dict[str, Tensor]:
-    """Return the features of all recordings; those of test files at their own speed alone.
+    """Return the features of all recordings at all speeds.
 
     Args:
         parts: ``"train"``, ``"test"`` and perhaps ``"validation"`` -> rows with known features.
@@ -124,11 +124,10 @@ def decode(
             try:
                 waveform, rate = decode_wav(content)
                 original = resample(waveform, rate / front_end.sample_rate)
+                speaker = names.setdefault(name, len(names))
                 for index, speed in enumerate(speeds):
-                    if speed == 1 or part != "test":
-                        features.append(front_end(resample(original, speed)))
-                        speaker = names.setdefault(name, len(names))
-                        rows.append((len(features[-1]), PARTS.index(part), speaker, recording, index))
+                    features.append(front_end(resample(original, speed)))
+                    rows.append((len(features[-1]), PARTS.index(part), speaker, recording, index))
             except ValueError as error:
                 raise ValueError(f"recording {position} of the {part} files: {error}") from error
             recording += 1
@@ -149,6 +148,7 @@ def split(
     *,
     held_out: Sequence[str],
     speeds: Sequence[float],
+    test_speeds: Sequence[float],
     validation_fraction: float,
     seed: int,
 ) -> SpeechSplits:
@@ -166,9 +166,11 @@ def split(
         raise ValueError(f"data.held_out leaves {kept} to train on, which needs at least two speakers; hold out fewer")
     away = torch.tensor([name in held_out for name in found])[decoded["speakers"]]
     original = decoded["speeds"] == list(speeds).index(1.0)
-    rank = torch.tensor([sorted(held_out).index(name) if name in held_out else kept.index(name) for name in found])
-    own, last = rank[decoded["speakers"]], len(kept) * len(speeds)
-    numbers = torch.where(away, last + own, own * len(speeds) + decoded["speeds"])
+    people = [*kept, *sorted(held_out)]
+    numbers = (
+        torch.tensor([people.index(name) for name in found])[decoded["speakers"]] * len(speeds) + decoded["speeds"]
+    )
+    tested = torch.tensor([speed in test_speeds for speed in speeds])[decoded["speeds"]]
     starts = decoded["lengths"].cumsum(0) - decoded["lengths"]
 
     of = {part: decoded["parts"] == PARTS.index(part) for part in PARTS}
@@ -179,7 +181,7 @@ def split(
         taken = first[stratified_split(decoded["speakers"][first], count, seed=derive_seed(seed, "validation"))[1]]
         validation = train & torch.isin(decoded["recordings"], decoded["recordings"][taken])
         train = train & ~validation
-    test = (away if held_out else of["test"]) & original
+    test = (away if held_out else of["test"]) & tested
     for name, chosen in (("training", train), ("validation", validation), ("test", test)):
         if not bool(chosen.any()):
             raise ValueError(
@@ -194,6 +196,6 @@ def split(
         train=whole.take(torch.nonzero(train).flatten()),
         validation=whole.take(torch.nonzero(validation).flatten()),
         test=whole.take(torch.nonzero(test).flatten()),
-        names=(*(n if s == 1 else f"{n} x {s:g}" for n in kept for s in speeds), *sorted(held_out)),
-        speakers=last,
+        names=tuple(name if speed == 1 else f"{name} x {speed:g}" for name in people for speed in speeds),
+        speakers=len(kept) * len(speeds),
     )

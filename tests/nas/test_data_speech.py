@@ -168,13 +168,23 @@ def test_without_held_out_speakers_the_test_files_are_the_test_split(folder: Pat
 
 def test_held_out_speakers_are_nowhere_but_in_the_test_split(folder: Path) -> None:
     splits = module(folder, held_out=("dee", "bob"), speeds=(0.8, 1.0)).splits
-    assert splits.names == ("ada x 0.8", "ada", "cy x 0.8", "cy", "bob", "dee")
+    assert splits.names == ("ada x 0.8", "ada", "cy x 0.8", "cy", "bob x 0.8", "bob", "dee x 0.8", "dee")
     assert splits.speakers == 4
     assert set(splits.train.speakers.tolist()) == set(splits.validation.speakers.tolist()) == {0, 1, 2, 3}
-    assert set(splits.test.speakers.tolist()) == {4, 5}
-    for number, speaker in ((4, 1), (5, 3)):
+    assert set(splits.test.speakers.tolist()) == {5, 7}
+    for number, speaker in ((5, 1), (7, 3)):
         mine = splits.test.lengths[splits.test.speakers == number].tolist()
         assert mine == expected_frames(speaker, range(12)), "all recordings, of both files, as recorded"
+
+
+def test_test_recordings_may_be_played_at_several_speeds(folder: Path) -> None:
+    splits = module(folder, held_out=("dee", "bob"), speeds=(0.8, 1.0, 1.25), test_speeds=(0.8, 1.0)).splits
+    assert [splits.names[number] for number in sorted(set(splits.test.speakers.tolist()))] == [
+        "bob x 0.8", "bob", "dee x 0.8", "dee",
+    ]  # fmt: skip
+    slow = splits.test.lengths[splits.test.speakers == splits.names.index("bob x 0.8")].tolist()
+    assert slow == expected_frames(1, range(12), 0.8)
+    assert len(module(folder, speeds=(0.8, 1.0), test_speeds=(0.8, 1.0)).splits.test) == 16
 
 
 def test_a_recording_is_at_every_speed_on_the_same_side(folder: Path) -> None:
@@ -297,6 +307,7 @@ def test_the_module_is_rebuilt_from_its_description(folder: Path) -> None:
         ({"eval_frames": 0}, "data.eval_frames must be at least 1, got 0"),
         ({"speeds": (0.9, 1.1)}, r"data.speeds must be ascending factors above 0, among them 1, got \[0.9, 1.1\]"),
         ({"speeds": (1.0, 0.9)}, "data.speeds must be ascending"),
+        ({"test_speeds": (1.1,)}, r"data.test_speeds must be some of data.speeds=\[1.0\], got \[1.1\]"),
         ({"held_out": ("ada",)}, r"data.held_out must be none or at least two different speakers, got \['ada'\]"),
         ({"validation_fraction": 1.0}, "data.validation_fraction must be between 0 and 1"),
     ],
