@@ -461,3 +461,30 @@ def test_spreading_that_does_nothing_is_refused() -> None:
         MixtureWeights(mlp()).spread(0)
     with pytest.raises(ValueError, match="leave it out"):
         MixtureWeights(mlp(), rank=2).spread()
+
+
+def test_tied_tensors_are_mixed_once(tied_space: SearchSpace) -> None:
+    source = shaken(MixtureWeights(tied_space, hidden=4))
+    assert source.bank.names == ("encode.weight",)
+    tensors = source(tied_space.smallest())
+    assert tensors["decode.weight"] is tensors["encode.weight"]
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 2, "routing": "neuron"}], ids=str)
+def test_a_mixture_has_the_precision_of_its_weights_under_autocast(options: dict[str, Any]) -> None:
+    source = shaken(MixtureWeights(mlp(), hidden=4, **options))
+    architecture = source.space.middle()
+    expected = source(architecture)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        tensors = source(architecture)
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items())
+
+
+def test_biases_of_experts_and_routers_are_spared_weight_decay(
+    labelled: Callable[..., Any], fit: Callable[..., L.Trainer]
+) -> None:
+    space = MLPSpace(12, 4, widths=(6, 10), depths=(1, 2), batch_norm=False)
+    supernet = Supernet(space, Classification(4), source=lambda given: MixtureWeights(given, hidden=4))
+    spared = set(map(id, fit(supernet, labelled(space), 1).optimizers[0].param_groups[1]["params"]))
+    parameters = dict(supernet.source.named_parameters())
+    assert spared == {id(parameter) for name, parameter in parameters.items() if name.endswith("bias")}
