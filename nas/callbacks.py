@@ -8,6 +8,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from torch import Tensor
 
 from nas.progress import Progress
+from supernets import Task
 from trials.logger import TrackingLogger
 
 __all__ = ["FitProgress", "KeepConfig", "LogOften"]
@@ -50,10 +51,14 @@ class FitProgress(ProgressBar):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember the headline of the largest subnetwork."""
-        scores = {key: value for key, value in trainer.callback_metrics.items() if key.startswith("val/largest/")}
-        accuracy = scores.get("val/largest/accuracy")
-        if accuracy is not None:
-            self._validated = f", validation {100 * float(accuracy):.1f} %"
+        task = getattr(pl_module, "task", None)
+        if not isinstance(task, Task):
+            return
+        score = trainer.callback_metrics.get(f"val/largest/{task.headline}")
+        if score is not None:
+            fraction = task.quantities[task.headline][0] == "fraction"
+            shown = f"{100 * float(score):.1f} %" if fraction else f"{task.headline} {float(score):.3f}"
+            self._validated = f", validation {shown}"
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End it."""

@@ -85,9 +85,9 @@ def test_padding_counts_nowhere_in_translation() -> None:
 
 
 def translation_space() -> TranslationSpace:
-    sizes: dict[str, Any] = {"widths": (8, 12), "depths": (1, 2), "heads": (1, 2), "ffn_ratios": (1, 2)}
+    sizes: dict[str, Any] = {"widths": (16, 24), "depths": (1, 2), "heads": (1, 2), "ffn_ratios": (1, 2)}
     return TranslationSpace(
-        9, 6, encoder=Stack(**sizes), decoder=Stack(**sizes, cross_heads=(1, 2)), head_dim=4, dropout=0.1
+        9, 6, encoder=Stack(**sizes), decoder=Stack(**sizes, cross_heads=(1, 2)), head_dim=8, dropout=0.1
     )
 
 
@@ -119,7 +119,7 @@ class Loader:
 
 class Translations(L.LightningDataModule):
     def train_dataloader(self) -> Any:
-        return Loader(60)
+        return Loader(100)
 
     def val_dataloader(self) -> Any:
         return Loader(2)
@@ -156,12 +156,13 @@ def test_a_supernet_of_translators_learns(tmp_path: Any) -> None:
     )
     data = Translations()
     trainer = L.Trainer(
-        accelerator="cpu", max_steps=60, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        accelerator="cpu", max_steps=100, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=tmp_path,
     )  # fmt: skip
     trainer.fit(supernet, datamodule=data)
     largest = supernet.extract(supernet.space.largest())
-    assert all(trainer.callback_metrics[f"val/{size}/loss"] < 1.8 for size in ("smallest", "middle", "largest"))
+    found = {size: float(trainer.callback_metrics[f"val/{size}/loss"]) for size in ("smallest", "middle", "largest")}
+    assert max(found.values()) < 1.8, found  # 1.88 is what the frequencies of the tokens give
     assert task.report(largest, data)["bleu"] >= 0
 
 

@@ -1,0 +1,38 @@
+"""What the progress of training says of the last validation."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from nas.callbacks import FitProgress
+from supernets import Classification, LanguageModelling, Task
+
+
+class Validated(L.LightningModule):
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task = task
+
+
+@pytest.mark.parametrize(
+    ("task", "metrics", "expected"),
+    [
+        (Classification(3), {"accuracy": 0.9876, "loss": 0.2}, "validation 98.8 %"),
+        (LanguageModelling(), {"loss": 1.98765, "perplexity": 7.3}, "validation loss 1.988"),
+    ],
+)
+def test_progress_shows_the_headline_of_the_largest_subnetwork(
+    task: Task, metrics: dict[str, float], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logged = {f"val/largest/{name}": torch.tensor(value) for name, value in metrics.items()}
+    trainer: Any = SimpleNamespace(
+        callback_metrics=logged, estimated_stepping_batches=2, global_step=2, current_epoch=0
+    )
+    progress = FitProgress()
+    progress.on_train_start(trainer, Validated(task))
+    progress.on_validation_end(trainer, Validated(task))
+    progress.on_train_batch_end(trainer, Validated(task), None, None, 0)
+    assert expected in capsys.readouterr().err
