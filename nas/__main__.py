@@ -19,6 +19,7 @@ _LIGHT = {
     "profile": "what a space can reach, and whether limits can be met, before any training",
     "sample": "export the best known subnetwork under a limit",
     "export": "export one given subnetwork",
+    "grow": "start a wider network from one or two trained ones",
     "report": "write the Pareto report of a study; --resync completes MLflow",
     "quickstart": "all of it on the embedded digits, in about a minute",
 }

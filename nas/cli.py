@@ -19,7 +19,7 @@ from nas.publishing import new_run_folder, publish
 from nas.search import SearchResult
 from nas.settings import SearchSettings
 from nas.trainer import NASTrainer
-from supernets import CheckpointMismatchError, Supernet, read_card
+from supernets import CheckpointMismatchError, Supernet, load_weights, read_card
 from trials import TrackingUnavailableError, tracking_uri
 
 __all__ = ["NASCLI", "NASParser", "run"]
@@ -179,12 +179,16 @@ class NASCLI(LightningCLI):
         return {**given, "ckpt_path": None}
 
     def _resumption(self, checkpoint: str | None) -> dict[str, Any]:
-        """Check the checkpoint that a fit continues before Lightning reads it."""
+        """Continue a .ckpt file where it stopped, or start anew from the weights of a saved supernet."""
         if checkpoint is None:
             return {}
         path = locate(checkpoint).path
         if path.is_dir():
-            raise UsageError(f"fit --ckpt_path continues a .ckpt file of Lightning, got the folder {path}")
+            if not isinstance(self.model, Supernet):
+                raise UsageError(f"fit --ckpt_path takes the weights of {path} for a supernets.Supernet, model is none")
+            load_weights(self.model, path)
+            print(f"[fit] starts from the weights in {path}")
+            return {"ckpt_path": None}
         card = read_card(path)
         if isinstance(self.model, Supernet) and card["space_digest"] != self.model.space.digest:
             raise CheckpointMismatchError(

@@ -7,7 +7,7 @@ from supernets.export import Exported, ExportError, export
 from supernets.growth import Ensemble, Member, grow, member_of
 from supernets.kernels import KernelTransform
 from supernets.mixture import MixtureWeights
-from supernets.persistence import CheckpointError, CheckpointMismatchError, load, read_card, save, trusted
+from supernets.persistence import CheckpointError, CheckpointMismatchError, load, load_weights, read_card, save, trusted
 from supernets.places import GrowthError
 from supernets.progressive import ProgressiveRule, ShrinkingStage
 from supernets.rules import SamplingRule, SandwichRule, Score, Slot, UniformRule
@@ -58,6 +58,7 @@ __all__ = [
     "grow",
     "importance",
     "load",
+    "load_weights",
     "member_of",
     "read_card",
     "save",

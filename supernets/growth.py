@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -99,14 +99,16 @@ def grow(
         raise GrowthError(f"mode must be one of {MODES}, got {mode!r}")
     if len(members) not in (1, 2):
         raise GrowthError(f"growth starts from one or two trained networks, got {len(members)}")
+    kind = next(members[0].module.parameters()).dtype
+    doubled = [replace(member, module=copy.deepcopy(member.module).double()) for member in members]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        grown = space.build(to).to(next(members[0].module.parameters()))
+        grown = space.build(to).double()
         generator = torch.Generator().manual_seed(seed)
-        _Growing(space, members, to, mode, generator)(grown)
+        _Growing(space, doubled, to, mode, generator)(grown)
     if mode == "zero":
-        _verify(space, members, to, grown, generator)
-    return grown.eval()
+        _verify(space, doubled, to, grown, generator)
+    return grown.to(kind).eval()
 
 
 def new_direction(coefficients: Tensor) -> Tensor:
@@ -140,6 +142,7 @@ class _Growing:
             for name, geometry in self.geometries.items()
             if _joins(grown.get_submodule(name.rpartition(".")[0]), geometry, parameters[name].ndim)
         }
+        self._check_shapes(states)
         clashes = []
         for name, geometry in self.geometries.items():
             tensor = parameters[name]
@@ -161,6 +164,20 @@ class _Growing:
                 "grow, or grow one network"
             )
         self._buffers(grown)
+
+    def _check_shapes(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Refuse a trained network that is not what the space builds for its architecture."""
+        for geometry in self.geometries.values():
+            for number, (state, name) in enumerate(zip(states, geometry.names, strict=True)):
+                side = geometry.places[number]
+                wanted, given = tuple(map(len, side)), state.get(name)
+                if given is None or tuple(given.shape) != wanted:
+                    raise GrowthError(
+                        f"the space to grow into builds {name} of shape {wanted} for "
+                        f"{dict(self.members[number].architecture)}, but the trained network has "
+                        f"{None if given is None else tuple(given.shape)}; grow into a space of the same kind, which "
+                        "differs in widths alone"
+                    )
 
     def _fill(self, tensor: Tensor, geometry: Geometry, given: Sequence[Tensor], *, joined: bool) -> None:
         old, new = geometry.block({}), geometry.block(dict.fromkeys(range(tensor.ndim), 1))
@@ -254,7 +271,7 @@ def _joins(layer: nn.Module, geometry: Geometry, ndim: int) -> bool:
 def _verify(
     space: SearchSpace, members: Sequence[Member], to: Architecture, grown: nn.Module, generator: torch.Generator
 ) -> None:
-    """Run all networks in float64 on random inputs and refuse a growth that changes the function."""
+    """Run all networks, which are in float64, on random inputs and refuse a growth that changes the function."""
 
     def random(like: Tensor) -> Tensor:
         if not like.is_floating_point():
@@ -263,8 +280,8 @@ def _verify(
 
     inputs = [random(value) for value in space.inputs(to, 16)]
     with torch.no_grad():
-        before = Ensemble([copy.deepcopy(member.module) for member in members]).double().eval()(*inputs)
-        after = copy.deepcopy(grown).double().eval()(*inputs)
+        before = Ensemble([member.module for member in members]).eval()(*inputs)
+        after = grown.eval()(*inputs)
     pairs = list(zip(tree_leaves(before), tree_leaves(after), strict=True))
     gap = max(float((a - b).abs().max()) for a, b in pairs if isinstance(a, Tensor) and a.is_floating_point())
     scale = max(float(a.abs().max()) for a, _ in pairs if isinstance(a, Tensor))

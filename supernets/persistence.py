@@ -21,7 +21,7 @@ from supernets.supernet import Supernet
 from supernets.tasks import Task
 from supernets.weights import WeightSource
 
-__all__ = ["CheckpointError", "CheckpointMismatchError", "load", "read_card", "save", "trusted"]
+__all__ = ["CheckpointError", "CheckpointMismatchError", "load", "load_weights", "read_card", "save", "trusted"]
 
 _WEIGHTS, _CARD = "weights.safetensors", "supernet.json"
 
@@ -122,6 +122,35 @@ def trusted(extra: Sequence[str] = ()) -> tuple[str, ...]:
     return ("search_spaces", "hypernets", "supernets", "trials", "nas", "torch.nn", "torch._C._nn", *extra)
 
 
+def _read_checked(path: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+    """Card and weights, of a format that this version knows."""
+    description, weights = _read(path)
+    if description["format_version"] != FORMAT_VERSION:
+        raise CheckpointMismatchError(
+            f"{path} has format version {description['format_version']}, this version reads {FORMAT_VERSION}; "
+            "use the version that wrote it"
+        )
+    return description, weights
+
+
+def load_weights(supernet: Supernet, path: str | Path) -> None:
+    """Fill ``supernet`` with the weights of a saved one of the same space and weight source, all or none.
+
+    Raises:
+        CheckpointError: unreadable or damaged.
+        CheckpointMismatchError: of another space, of a newer format, or the weights do not fit.
+    """
+    path = Path(path)
+    description, weights = _read_checked(path)
+    if description["space_digest"] != supernet.space.digest:
+        raise CheckpointMismatchError(
+            f"{path} was trained on space {description['space_digest']}, but the configuration gives "
+            f"{supernet.space.digest}; use the YAML it was trained with, or `nas grow --into` to start a wider one from it"
+        )
+    saved = description["model"]["source"]["class_path"].rpartition(".")[2]
+    _fill(supernet.source, weights, path, f"{type(supernet.source).__name__}; they were saved by {saved}")
+
+
 def load(path: str | Path, *, space: SearchSpace | None = None, trust: Sequence[str] = ()) -> Supernet:
     """Build the supernet described in a folder written by :func:`save` or in a Lightning checkpoint.
 
@@ -135,12 +164,7 @@ def load(path: str | Path, *, space: SearchSpace | None = None, trust: Sequence[
         CheckpointMismatchError: of another space than ``space``, of a newer format, or the weights do not fit.
     """
     path = Path(path)
-    description, weights = _read(path)
-    if description["format_version"] != FORMAT_VERSION:
-        raise CheckpointMismatchError(
-            f"{path} has format version {description['format_version']}, this version reads {FORMAT_VERSION}; "
-            "use the version that wrote it"
-        )
+    description, weights = _read_checked(path)
     if space is not None and description["space_digest"] != space.digest:
         raise CheckpointMismatchError(
             f"{path} was trained on space {description['space_digest']}, but the configuration gives "
@@ -162,11 +186,11 @@ def load(path: str | Path, *, space: SearchSpace | None = None, trust: Sequence[
         calibration=tree["calibration"],
         seed=tree["seed"],
     )
-    _fill(supernet.source, weights, path)
+    _fill(supernet.source, weights, path, "the supernet that its card describes")
     return supernet.eval()
 
 
-def _fill(source: WeightSource, weights: Mapping[str, Tensor], path: Path) -> None:
+def _fill(source: WeightSource, weights: Mapping[str, Tensor], path: Path, what: str) -> None:
     """Load ``weights`` where all of them fit; tied tensors are stored once, and buffers may be left out."""
     own = source.state_dict()
     problems = [f"{name}: missing" for name, _ in source.named_parameters() if name not in weights]
@@ -176,7 +200,5 @@ def _fill(source: WeightSource, weights: Mapping[str, Tensor], path: Path) -> No
         elif tensor.shape != own[name].shape:
             problems.append(f"{name}: {tuple(tensor.shape)} instead of {tuple(own[name].shape)}")
     if problems:
-        raise CheckpointMismatchError(
-            f"weights in {path} do not fit the supernet that its card describes: {'; '.join(problems)}"
-        )
+        raise CheckpointMismatchError(f"weights in {path} do not fit {what}: {'; '.join(problems)}")
     source.load_state_dict(dict(weights), strict=False)

@@ -13,7 +13,7 @@ from search_spaces import Architecture, SearchSpace
 from supernets import weights_version
 from trials import Trial
 
-__all__ = ["export"]
+__all__ = ["export", "spelt_out"]
 
 _ENDS = ("smallest", "middle", "largest")
 
@@ -52,7 +52,7 @@ def export(
     with silenced():
         located = locate(supernet)
         net, module = open_supernet(located, None, data_from(data), trust=[trust] if isinstance(trust, str) else trust)
-        chosen, trial = _given(architecture, net.space), None
+        chosen, trial = spelt_out(architecture, net.space), None
         if chosen is None:
             known = known_trials(located, weights=weights_version(net.source), study=study, storage=storage)
             trial = _find(architecture, known)
@@ -64,7 +64,7 @@ def export(
         print(f"wrote {Path(out) / 'manifest.json'}, which says how to load each file with plain PyTorch")
 
 
-def _given(text: str, space: SearchSpace) -> Architecture | None:
+def spelt_out(text: str, space: SearchSpace) -> Architecture | None:
     """Return the architecture that is spelt out, or ``None`` where ``text`` is an identity."""
     if text.lstrip().startswith("{"):
         return space.architecture(Architecture.from_json(text))

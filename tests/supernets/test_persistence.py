@@ -17,7 +17,9 @@ from supernets import (
     SandwichRule,
     SharedWeights,
     Supernet,
+    TemplateWeights,
     load,
+    load_weights,
     read_card,
     save,
     weights_version,
@@ -230,3 +232,23 @@ def test_weights_that_do_not_fit_their_description_are_told(small: Supernet, tmp
     (folder / "weights.safetensors").write_bytes((deep / "weights.safetensors").read_bytes())
     with pytest.raises(CheckpointMismatchError, match=r"unexpected.*linear3"):
         load(folder)
+
+
+def test_weights_of_a_saved_supernet_start_another_one(tmp_path: Path) -> None:
+    space = MLPSpace(12, 4, widths=(6, 10), depths=(1, 2))
+    saved, started = (
+        Supernet(space, Classification(4), source=lambda given, seed=seed: SharedWeights(given, seed=seed))
+        for seed in (1, 2)
+    )
+    folder = save(saved, tmp_path / "saved")
+    load_weights(started, folder)
+    expected = saved.source(space.largest())
+    assert all(torch.equal(value, expected[name]) for name, value in started.source(space.largest()).items())
+    wider = Supernet(MLPSpace(12, 4, widths=(6, 12), depths=(1, 2)), Classification(4))
+    with pytest.raises(CheckpointMismatchError, match=r"was trained on space .* or `nas grow --into`"):
+        load_weights(wider, folder)
+    mixed = Supernet(space, Classification(4), source=lambda given: TemplateWeights(given, share="layer"))
+    before = {name: value.clone() for name, value in mixed.source.state_dict().items()}
+    with pytest.raises(CheckpointMismatchError, match=r"do not fit TemplateWeights; they were saved by SharedWeights"):
+        load_weights(mixed, folder)
+    assert all(torch.equal(value, before[name]) for name, value in mixed.source.state_dict().items())
