@@ -57,7 +57,11 @@ def save(supernet: Supernet, folder: str | Path, *, data: Any = None) -> Path:
         tensors = {name: value.detach().cpu().contiguous() for name, value in _unique(supernet.source).items()}
         save_file(tensors, staging / _WEIGHTS)
         (staging / _CARD).write_text(
-            json.dumps(card(supernet.tree(), supernet.space, supernet.source, data=data), indent=2, sort_keys=True)
+            json.dumps(
+                card(supernet.tree(), supernet.space, supernet.source, rule=supernet.rule, data=data),
+                indent=2,
+                sort_keys=True,
+            )
             + "\n"
         )
         retired = staging.with_name(f"{staging.name}-old")
@@ -145,7 +149,7 @@ def load_weights(supernet: Supernet, path: str | Path) -> None:
     if description["space_digest"] != supernet.space.digest:
         raise CheckpointMismatchError(
             f"{path} was trained on space {description['space_digest']}, but the configuration gives "
-            f"{supernet.space.digest}; use the YAML it was trained with, or `nas grow --into` to start a wider one from it"
+            f"{supernet.space.digest}; use the YAML it was trained with, or `nas grow --into` for a wider one"
         )
     saved = description["model"]["source"]["class_path"].rpartition(".")[2]
     _fill(supernet.source, weights, path, f"{type(supernet.source).__name__}; they were saved by {saved}")
@@ -187,6 +191,10 @@ def load(path: str | Path, *, space: SearchSpace | None = None, trust: Sequence[
         seed=tree["seed"],
     )
     _fill(supernet.source, weights, path, "the supernet that its card describes")
+    try:
+        supernet.rule.restore(description.get("learned", {}))
+    except ValueError as error:
+        raise CheckpointMismatchError(f"{path}: {error}") from error
     return supernet.eval()
 
 

@@ -8,7 +8,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from search_spaces import Architecture, SearchSpace, TensorSlice, derive_seed
+from search_spaces import Architecture, RelaxedArchitecture, SearchSpace, TensorSlice, derive_seed
 from supernets.weights import SharedWeights, WeightSource
 
 __all__ = ["Bank", "TemplateWeights"]
@@ -136,6 +136,14 @@ class TemplateWeights(WeightSource):
         bank, row = self._rows[part.source]
         mixed: Tensor = torch.tensordot(self.coefficients[bank][row], _shifted(part)(tensor), 1)
         return mixed
+
+    def relaxed(self, architecture: RelaxedArchitecture) -> dict[str, Tensor]:
+        """Mix the tensors of the largest build and mask them; see :class:`WeightSource`."""
+        mixed = {
+            name: torch.tensordot(self.coefficients[bank][row], self.banks[bank], 1)
+            for name, (bank, row) in self._rows.items()
+        }
+        return self.shared.soften(architecture, self.shared.stored() | mixed) | self.shared.relaxed_buffers()
 
     def mixtures(self, architecture: Architecture) -> dict[str, Bank]:
         """Return tensor -> coefficients and templates, cut for ``architecture``, of every tensor that is mixed."""

@@ -110,3 +110,14 @@ def test_a_source_whose_every_tensor_is_mixed_still_knows_its_device() -> None:
 def test_what_cannot_be_mixed_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TemplateWeights(mlp(), **options)
+
+
+@pytest.mark.parametrize("share", ["shape", "layer"])
+def test_a_relaxed_architecture_of_single_candidates_holds_the_weights_of_the_architecture(share: str) -> None:
+    space = mlp()
+    source = shaken(TemplateWeights(space, share=share))
+    architecture = space.middle()
+    soft, hard = source.relaxed(space.relax(architecture)), source(architecture)
+    whole = {name: soft[name] for name in source.shared.slicer.shapes}
+    for name, tensor in source.shared.cut(architecture, whole).items():
+        torch.testing.assert_close(tensor, hard[name])
