@@ -52,7 +52,8 @@ def grow(
         to: the wider architecture, spelt like `architecture`.
         mode: how new parts start; zero keeps the function exactly, orthogonal mixes them from the templates of
             TemplateWeights, random draws them.
-        into: YAML file whose `model` is the supernet to grow into; that of the first network by default.
+        into: YAML file whose `model` is the supernet to grow into; that of the first network by default. Choices that
+            only its space has are at their smallest in the trained networks.
         out: folder to write, new or empty.
         data: YAML file with a `data` section, for checkpoints that do not name their data.
         overwrite: replace an earlier supernet in `out`.
@@ -80,7 +81,7 @@ def grow(
         prepare(module)
         batches = calibration_batches(module, wide.calibration)
         members = [
-            replace(member_of(source, chosen, batches), architecture=wide.space.architecture(chosen))
+            replace(member_of(source, chosen, batches), architecture=_placed(chosen, wide.space))
             for source, chosen in trained
         ]
         grown = grown_from(wide.space, members, target, mode=mode, seed=seed)
@@ -113,6 +114,11 @@ def _named(text: str, space: SearchSpace, option: str) -> Architecture:
     if found is None:
         raise UsageError(f"--{option} must be a JSON object of choices, or smallest, middle or largest; got {text!r}")
     return found
+
+
+def _placed(architecture: Architecture, space: SearchSpace) -> Architecture:
+    """The same network in a wider space, choices that only this one has being at their smallest."""
+    return space.architecture({choice.name: choice.candidates[0] for choice in space.choices} | dict(architecture))
 
 
 def _configured(path: Path) -> Supernet:

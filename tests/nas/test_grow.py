@@ -10,8 +10,9 @@ from nas.__main__ import main
 from supernets import load
 from tests.nas.commands_fixture import write_config
 
-NARROW = ("widths: [8, 16, 32], depths: [1, 2]", "widths: [8], depths: [2]")
-WIDE = ("widths: [8, 16, 32], depths: [1, 2]", "widths: [8, 16], depths: [2]")
+SIZES = "widths: [8, 16, 32], depths: [1, 2]"
+NARROW = (SIZES, "widths: [8], depths: [2]")
+WIDE = (SIZES, "widths: [8, 16], depths: [2]")
 EPOCH = ("max_epochs: 2", "max_epochs: 1")
 TEMPLATES = (
     "rule: {class_path",
@@ -100,6 +101,24 @@ def test_one_network_grows_within_its_own_space(
         assert torch.equal(after.source(small)[name], tensor)
 
 
+def test_choices_that_only_the_wider_space_has_are_at_their_smallest_in_the_trained_network(
+    members: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del members
+    perceptrons = f"class_path: search_spaces.MLPSpace\n      init_args: {{in_features: 64, num_classes: 10, {SIZES}}}"
+    for name, widths in (("one", "[4]"), ("two", "[4, 8]")):
+        sizes = f"stem: {{widths: {widths}}}, stages: [{{block: residual, widths: {widths}, depths: [1]}}]"
+        images = f"{{num_classes: 10, in_channels: 1, resolutions: [8], {sizes}}}"
+        convolutions = f"class_path: search_spaces.ConvNetSpace\n      init_args: {images}"
+        write_config(folder, (perceptrons, convolutions), EPOCH, ("small", name), name=f"{name}.yaml")
+    assert main(["fit", "-c", "one.yaml", *OFF, "--trainer.max_steps", "1"]) == 0
+    capsys.readouterr()
+    one = "runs/one/fit-1/supernet"
+    assert main(["grow", one, "--architecture", "largest", "--into", "two.yaml", "--out", "two"]) == 0
+    printed = capsys.readouterr().out
+    assert cells(printed, "grown, zero") == cells(printed, "first")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -124,12 +143,11 @@ def test_one_network_grows_within_its_own_space(
 def test_what_cannot_be_grown_is_refused_before_anything_is_written(
     options: list[str], message: str, members: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = "widths: [8, 16, 32], depths: [1, 2]"
-    write_config(folder, (sizes, "widths: [8, 16], depths: [2, 3]"), name="deep.yaml")
-    write_config(folder, (sizes, "widths: [10, 16], depths: [2]"), name="odd.yaml")
+    write_config(folder, (SIZES, "widths: [8, 16], depths: [2, 3]"), name="deep.yaml")
+    write_config(folder, (SIZES, "widths: [10, 16], depths: [2]"), name="odd.yaml")
     write_config(
         folder,
-        (f"in_features: 64, num_classes: 10, {sizes}", f"in_features: 32, num_classes: 10, {WIDE[1]}"),
+        (f"in_features: 64, num_classes: 10, {SIZES}", f"in_features: 32, num_classes: 10, {WIDE[1]}"),
         name="other.yaml",
     )
     write_config(folder, WIDE, TEMPLATES, name="mixed.yaml")
