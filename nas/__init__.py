@@ -8,7 +8,7 @@ from typing import Any
 
 _HOMES = {
     "nas.controllers": ("Controller", "EvolutionController", "OptunaController", "Problem", "RandomController"),
-    "nas.costs": ("Cost", "MACs", "ModelSize", "Parameters"),
+    "nas.costs": ("Cost", "MACs", "ModelSize", "Parameters", "macs_of"),
     "nas.data": ("DigitsData", "ImageData", "SpeechData", "TextData", "TranslationData"),
     "nas.evaluation": ("Evaluate", "Screen"),
     "nas.latency": ("Latency",),

@@ -2,7 +2,7 @@
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, final
 
 import torch
@@ -12,7 +12,7 @@ from nas.counting import layer_macs, operator_macs
 from search_spaces import Architecture, Candidate, SearchSpace, skeleton
 from trials import Direction, Metric
 
-__all__ = ["Cost", "CostMeter", "MACs", "ModelSize", "Parameters", "materialise", "measure"]
+__all__ = ["Cost", "CostMeter", "MACs", "ModelSize", "Parameters", "macs_of", "materialise", "measure"]
 
 _REMAINDER = "(outside known layers)"
 
@@ -215,6 +215,12 @@ def _representatives(space: SearchSpace) -> list[Architecture]:
         values: dict[str, Candidate] = {c.name: c.candidates[min(index, c.size - 1)] for c in categorical}
         found[space.architecture({**top, **values})] = None
     return list(found)
+
+
+def macs_of(space: SearchSpace) -> Callable[[Architecture], float]:
+    """Return the function that counts :class:`MACs` of an architecture, for whatever asks for nothing but a number."""
+    cost = MACs(space)
+    return lambda architecture: measure([cost], space, architecture)[cost.name]
 
 
 def measure(costs: Sequence[Cost], space: SearchSpace, architecture: Architecture) -> dict[str, float]:

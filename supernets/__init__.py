@@ -1,5 +1,6 @@
 """Supernets: weight sources, sampling rules, tasks, and the subnetworks that come out of them."""
 
+from supernets.attentive import AttentiveRule, parameters_of
 from supernets.calibration import UncalibratedError, calibrate, calibration_batches, uncalibrated
 from supernets.card import card, weights_version
 from supernets.distillation import KL, AlphaDivergence, Distillation, SoftTargets
@@ -21,6 +22,7 @@ from supernets.weights import SharedWeights, WeightSource
 __all__ = [
     "KL",
     "AlphaDivergence",
+    "AttentiveRule",
     "CheckpointError",
     "CheckpointMismatchError",
     "Classification",
@@ -60,6 +62,7 @@ __all__ = [
     "load",
     "load_weights",
     "member_of",
+    "parameters_of",
     "read_card",
     "save",
     "sort_channels",

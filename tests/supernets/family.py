@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from search_spaces import SearchSpace
 from supernets import (
+    AttentiveRule,
     MixtureWeights,
     ProgressiveRule,
     SamplingRule,
@@ -30,6 +31,8 @@ RULES: Mapping[str, Callable[[], SamplingRule]] = {
     "uniform": UniformRule,
     "sandwich": lambda: SandwichRule(1),
     "sandwich_labels": lambda: SandwichRule(1, distillation=False),
+    "attentive": lambda: AttentiveRule(candidates=2, n_attentive=1, buckets=3, draws=20),
+    "attentive_worst": lambda: AttentiveRule("worst", candidates=2, n_attentive=1, buckets=3, draws=20),
     "progressive": lambda: ProgressiveRule([ShrinkingStage(until=1), ShrinkingStage(elastic={"*": "all"})]),
     "progressive_sorted": lambda: ProgressiveRule(
         [ShrinkingStage(until=1), ShrinkingStage(elastic={"*": "all"}, sort_channels=True)]
