@@ -13,7 +13,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nas.costs import CostMeter, MACs, ModelSize, Parameters, materialise, measure
 from nas.counting import layer_macs, operator_macs
-from search_spaces import Architecture, Choice, ConvNetSpace, MLPSpace, SearchSpace, Stage, derive_seed
+from search_spaces import (
+    Architecture,
+    Choice,
+    ConvNetSpace,
+    MLPSpace,
+    SearchSpace,
+    Stack,
+    Stage,
+    TransformerSpace,
+    TranslationSpace,
+    VisionTransformerSpace,
+    derive_seed,
+)
 
 
 class ModuleSpace(SearchSpace):
@@ -296,3 +308,23 @@ def test_meter_remembers_and_refuses_duplicate_names():
     assert len(built) == 1
     with pytest.raises(ValueError, match="costs must have distinct names"):
         CostMeter(space, [Parameters(space), Parameters(space)])
+
+
+def attention_by_hand(rows, source_rows, width, source_width, inner):
+    projections = rows * width * inner * 2 + source_rows * source_width * inner * 2  # query, out; key, value
+    return projections + 2 * rows * source_rows * inner  # scores, mixture
+
+
+def test_macs_of_transformers_are_counted_by_hand():
+    sizes = {"widths": (8, 12), "depths": (1, 2), "heads": (1, 3), "ffn_ratios": (2, 4)}
+    space = TransformerSpace(11, 6, **sizes, head_dim=4)
+    block = attention_by_hand(6, 6, 12, 12, 12) + 2 * 6 * 12 * 48
+    assert measure([MACs(space)], space, space.largest()) == {"macs": 2 * block + 6 * 12 * 11}
+    images = VisionTransformerSpace(3, 6, 3, **sizes, head_dim=4, in_channels=2)
+    block = attention_by_hand(4, 4, 8, 8, 4) + 2 * 4 * 8 * 16
+    assert measure([MACs(images)], images, images.smallest()) == {"macs": 4 * 8 * 2 * 9 + block + 8 * 3}
+    pairs = TranslationSpace(11, 6, encoder=Stack(**sizes), decoder=Stack(**sizes, cross_heads=(2,)), head_dim=4)
+    architecture = pairs.architecture({**pairs.smallest(), "encoder.width": 12})
+    encoder = attention_by_hand(6, 6, 12, 12, 4) + 2 * 6 * 12 * 24
+    decoder = attention_by_hand(6, 6, 8, 8, 4) + attention_by_hand(6, 6, 8, 12, 8) + 2 * 6 * 8 * 16
+    assert measure([MACs(pairs)], pairs, architecture) == {"macs": encoder + decoder + 6 * 8 * 11}

@@ -18,6 +18,23 @@ TEXTS = {
           head: {widths: [16, 32]}
     """,
     "mobilenet": "{class_path: search_spaces.mobilenet_v3_space, init_args: {num_classes: 10}}",
+    "language_model": """
+        class_path: search_spaces.TransformerSpace
+        init_args: {vocabulary: 9, context: 6, widths: [8, 12], depths: [1, 2], heads: [1, 2], ffn_ratios: [1, 2.5]}
+    """,
+    "vision": """
+        class_path: search_spaces.VisionTransformerSpace
+        init_args:
+          {num_classes: 3, image_size: 8, patch_size: 4, widths: [8, 12], depths: [1], heads: [1, 2], ffn_widths: [9]}
+    """,
+    "translation": """
+        class_path: search_spaces.TranslationSpace
+        init_args:
+          vocabulary: 9
+          context: 6
+          encoder: {widths: [8, 12], depths: [1], heads: [2], ffn_ratios: [2]}
+          decoder: {widths: [8, 12], depths: [1], heads: [2], ffn_ratios: [2], cross_heads: [1, 2]}
+    """,
     "user_class": """
         class_path: search_spaces.FactorySpace
         init_args:
@@ -37,7 +54,18 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize(("name", "size"), [("mlp", 14), ("convnet", 256), ("user_class", 20), ("rules", 4)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("mlp", 14),
+        ("convnet", 256),
+        ("language_model", 40),
+        ("vision", 4),
+        ("translation", 8),
+        ("user_class", 20),
+        ("rules", 4),
+    ],
+)
 def test_a_space_written_in_yaml(name, size):
     space = read(name)
     assert space.size() == size
