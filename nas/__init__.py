@@ -7,7 +7,14 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "nas.controllers": ("Controller", "EvolutionController", "OptunaController", "Problem", "RandomController"),
+    "nas.controllers": (
+        "CoarseToFineController",
+        "Controller",
+        "EvolutionController",
+        "OptunaController",
+        "Problem",
+        "RandomController",
+    ),
     "nas.costs": ("Cost", "MACs", "ModelSize", "Parameters", "macs_of"),
     "nas.data": ("DigitsData", "ImageData", "SpeechData", "TextData", "TranslationData"),
     "nas.evaluation": ("Evaluate", "Screen"),

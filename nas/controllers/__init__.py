@@ -4,13 +4,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from nas.controllers.base import Controller, Problem
+from nas.controllers.coarse import CoarseToFineController
 from nas.controllers.evolution import EvolutionController
 from nas.controllers.random import RandomController
 
 if TYPE_CHECKING:
     from nas.controllers.optuna import OptunaController
 
-__all__ = ["Controller", "EvolutionController", "OptunaController", "Problem", "RandomController"]
+__all__ = [
+    "CoarseToFineController",
+    "Controller",
+    "EvolutionController",
+    "OptunaController",
+    "Problem",
+    "RandomController",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,14 @@ import torch
 from optuna.samplers import TPESampler
 from torch import nn
 
-from nas.controllers import Controller, EvolutionController, OptunaController, Problem, RandomController
+from nas.controllers import (
+    CoarseToFineController,
+    Controller,
+    EvolutionController,
+    OptunaController,
+    Problem,
+    RandomController,
+)
 from search_spaces import Choice, InvalidArchitectureError, SearchSpace, derive_seed
 from trials import Limit, Measurement, Metric, Trial, TrialState, hypervolume
 
@@ -49,6 +56,7 @@ CONTROLLERS: dict[str, Callable[[Problem], Controller]] = {
     "random": RandomController,
     "nsga2": functools.partial(EvolutionController, population_size=6),
     "regularized": functools.partial(EvolutionController, population_size=6, method="regularized"),
+    "coarse": functools.partial(CoarseToFineController, coarse=8, skeletons=2),
     "optuna": OptunaController,
     "optuna_nsga2": functools.partial(OptunaController, sampler="nsga2", sampler_args={"population_size": 6}),
     "optuna_callable": functools.partial(OptunaController, sampler=TPESampler, sampler_args={"n_startup_trials": 5}),
@@ -374,6 +382,88 @@ def test_regularized_evolution_finds_a_separable_optimum():
     assert wins(make, ONE, separable, best) >= 8
     problem = Problem(flat(dimensions=5), ONE, seed=0)
     assert best(search(make(problem), 300, separable)) == 0.0
+
+
+def staged():
+    """Two stages of width, kernel and depth, nine candidates of each."""
+    parts = [f"stage{i}.{part}" for i in (1, 2) for part in ("width", "kernel", "depth")]
+    return ToySpace(*(Choice.integer(name, 0, 8) for name in parts))
+
+
+def coarse(**options):
+    return CoarseToFineController(Problem(staged(), ONE, seed=4), **options)
+
+
+def test_the_coarse_phase_is_a_grid_of_presets_that_choices_of_one_kind_share():
+    asked = coarse(coarse=27).ask(27)
+    assert len(set(asked)) == 27
+    for architecture in asked:
+        for part in ("width", "kernel", "depth"):
+            assert architecture[f"stage1.{part}"] == architecture[f"stage2.{part}"]
+            assert architecture[f"stage1.{part}"] in (0, 4, 8)
+    assert asked != CoarseToFineController(Problem(staged(), ONE, seed=5)).ask(27)
+
+
+def test_groups_name_the_presets_and_the_rest_stays_at_its_largest():
+    asked = coarse(groups={"stage1.width": 2, "*.width": 3}, coarse=6).ask(6)
+    assert {(a["stage1.width"], a["stage2.width"]) for a in asked} == {(i, j) for i in (0, 8) for j in (0, 4, 8)}
+    assert {a[f"stage{i}.{part}"] for a in asked for i in (1, 2) for part in ("kernel", "depth")} == {8}
+
+
+def test_the_fine_phase_changes_details_of_the_best_grid_points():
+    controller = coarse(coarse=12, skeletons=2)
+    grid = search(controller, 12, separable)
+    ranked = sorted(grid, key=lambda t: (t.value("loss"), t.finished))
+    assert [a.arch_id for a in controller.best()] == [t.arch_id for t in ranked[:2]]
+    parents = controller.best()
+    for architecture in controller.ask(30):
+        assert min(sum(architecture[n] != parent[n] for n in parent) for parent in parents) <= 4
+    controller.tell([separable(99, architecture) for architecture in [staged().architecture(separable_optimum())]])
+    assert controller.best() == parents  # not on the grid
+
+
+def separable_optimum():
+    return {choice.name: 3 for choice in staged().choices}
+
+
+def test_grid_points_that_break_a_limit_do_not_use_up_the_coarse_phase():
+    problem = Problem(staged(), ONE, (Limit("params", 12.0, "max"),), seed=1)
+    controller = CoarseToFineController(problem, coarse=3)
+    history = search(controller, 40, constrained)
+    on_grid = [all(value in (0, 4, 8) for value in t.architecture.values()) for t in history]
+    coarse_phase = history[: on_grid.index(False)]
+    states = [t.state for t in coarse_phase]
+    assert states.count(TrialState.COMPLETE) == 3
+    assert states.count(TrialState.INFEASIBLE) > 3
+    assert all(sum(a.values()) <= 12 for a in controller.best())
+
+
+def test_skeletons_of_two_objectives_come_from_the_first_front():
+    controller = CoarseToFineController(Problem(staged(), TWO), skeletons=3)
+    grid = controller.ask(5)
+    points = [(0.1, 10.0), (0.5, 20.0), (0.9, 40.0), (0.05, 30.0), (0.04, 31.0)]
+    controller.tell([trial(i, a, accuracy=x, params=y) for i, (a, (x, y)) in enumerate(zip(grid, points, strict=True))])
+    assert set(controller.best()) == set(grid[:3])
+
+
+def test_coarse_to_fine_beats_random():
+    make = functools.partial(CoarseToFineController, groups={"c[0-4]": 6, "c[5-9]": 6}, coarse=36)
+    assert wins(make, ONE, separable, best) >= 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"coarse": 0}, "coarse and skeletons must be 1 or more, got coarse=0"),
+        ({"mutation_probability": 2.0}, "mutation_probability must be between 0 and 1, got 2.0"),
+        ({"groups": {"*.widths": 3}}, r"groups\['\*.widths'\] matches no choice; choices are \['stage1.width'"),
+        ({"groups": {"*.width": 0}}, r"must be 1 or more presets, got 0"),
+        ({"groups": {f"stage{i}.{p}": 9 for i in (1, 2) for p in ("width", "kernel", "depth")}}, "has 531441 points"),
+    ],
+)
+def test_coarse_to_fine_refuses_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        coarse(**options)
 
 
 def test_optuna_tpe_beats_random():
