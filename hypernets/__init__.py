@@ -15,8 +15,19 @@ from hypernets.conditions import (
     Size,
     Unit,
 )
+from hypernets.continual import OutputRegularizer, importance
 from hypernets.dense import DenseHyperNetwork
+from hypernets.diagnostics import Diagnosis, diagnose
 from hypernets.parametrization import Parametrization
+from hypernets.persistence import (
+    HyperNetworkFileError,
+    digest,
+    load,
+    read_card,
+    read_provenance,
+    save_hypernetwork,
+    save_weights,
+)
 from hypernets.recurrent import RecurrentHyperNetwork
 from hypernets.target import Target, TensorSpec
 
@@ -27,11 +38,14 @@ __all__ = [
     "Categorical",
     "ChunkedHyperNetwork",
     "DenseHyperNetwork",
+    "Diagnosis",
     "Examples",
     "Field",
     "Gaussian",
     "HyperCard",
     "HyperNetwork",
+    "HyperNetworkFileError",
+    "OutputRegularizer",
     "Parametrization",
     "RecurrentHyperNetwork",
     "Size",
@@ -40,4 +54,12 @@ __all__ = [
     "Unit",
     "apply",
     "apply_many",
+    "diagnose",
+    "digest",
+    "importance",
+    "load",
+    "read_card",
+    "read_provenance",
+    "save_hypernetwork",
+    "save_weights",
 ]

@@ -104,6 +104,11 @@ class ChunkHead(nn.Module):
         return (left @ right.mT).reshape(sets, *spec.shape)
 
     @torch.no_grad()
+    def widen(self, extra: int) -> None:
+        """Read features that are longer by ``extra``, with weights of zero."""
+        self.weight = nn.Parameter(torch.cat([self.weight, self.weight.new_zeros(self.chunk, extra)], dim=1))
+
+    @torch.no_grad()
     def rescale(self, name: str, factor: float) -> None:
         """Multiply all values of one tensor; of a product, through its left factor."""
         self.scale[self.pieces[name][0].index] *= factor

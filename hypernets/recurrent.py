@@ -111,6 +111,32 @@ class RecurrentHyperNetwork(HyperNetwork):
         features, state = self.recurrence(steps, state)
         return features, state
 
+    @torch.no_grad()
+    def widen(self, extra: int) -> None:
+        """Give the LSTM more units without changing what is generated, for tasks that the present ones cannot hold.
+
+        Old units do not read new ones and the head starts by ignoring them (function-preserving growth as in Net2Net,
+        arXiv 1511.05641); both learn to. Parameters are replaced: make the optimiser after this call.
+
+        Args:
+            extra: number of new units.
+
+        Raises:
+            ValueError: it is below 1.
+        """
+        if extra < 1:
+            raise ValueError(f"extra must be >= 1, got {extra}")
+        old, self.width = self.recurrence, self.width + extra
+        self.recurrence = nn.LSTM(old.input_size, self.width, batch_first=True)
+        self.recurrence.to(self.table.device, self.table.dtype)
+        for name, value in old.named_parameters():
+            new = dict(self.recurrence.named_parameters())[name].view(4, self.width, -1)  # one block per gate
+            if name == "weight_hh_l0":
+                new[:, : old.hidden_size, old.hidden_size :] = 0
+            kept = value.view(4, old.hidden_size, -1)
+            new[:, : old.hidden_size, : kept.shape[2]] = kept
+        self.head.widen(extra)
+
     def rescale(self, name: str, factor: float) -> None:  # noqa: D102
         self.head.rescale(name, factor)
 
