@@ -5,8 +5,9 @@ feed-forward ratio 1 to 4, context 64). The smallest, the middle and the largest
 largest, the smallest and a random subnetwork in each step, all on labels, for the same number of steps on the same
 batches. The gap is the validation loss of a subnetwork with its supernet's weights above that of its twin trained
 alone. The mixture is that of the paper, two experts of every feed-forward network; beside it the authors' control, a
-router that sees no architecture. Time is that of one step against one of plain sharing, taken in turn. Memory is that
-of parameters, gradients, both moments of AdamW, and what the largest forward pass keeps for the backward pass.
+router that sees no architecture, and a mixture of attention and norms too. Time is that of one step against one of
+plain sharing, taken in turn. Memory is that of parameters, gradients, both moments of AdamW, and what the largest
+forward pass keeps for the backward pass.
 """
 
 import statistics
@@ -35,14 +36,15 @@ from supernets import (
 )
 
 SEEDS = (0, 1, 2)
-STEPS = 4000
+STEPS = 3000
 CONTEXT, BATCH, VOCABULARY = 64, 16, 66
-PLAIN, MIXTURE, CONTROL = "plain sharing", "2 experts, by layer", "2 experts, constant encoding"
+PLAIN, MIXTURE, CONTROL = "plain sharing", "2 experts of FFNs", "2 experts, constant encoding"
 SIZES = ("smallest", "middle", "largest")
 SOURCES: Mapping[str, Callable[..., WeightSource]] = {
     PLAIN: SharedWeights,
     MIXTURE: MixtureWeights,
     CONTROL: partial(MixtureWeights, encoding="constant"),
+    "2 experts of whole blocks": partial(MixtureWeights, mixed=("blocks.*",)),
 }
 
 
@@ -87,7 +89,9 @@ def losses(job: tuple[str, int], steps: int) -> dict[str, float]:
         torch.manual_seed(seed)
         recipe = Recipe(steps=steps, optimizer=adamw, schedule=Cosine(warmup=0.05))
         modules = {name: train(make_space().build(anchors[name]), task, data, recipe)}
-    return {size: score(module, task, data.val_dataloader())["loss"] for size, module in modules.items()}
+    found = {size: score(module, task, data.val_dataloader())["loss"] for size, module in modules.items()}
+    print(f"seed {seed}, {name}: " + ", ".join(f"{size} {loss:.4f}" for size, loss in found.items()), flush=True)
+    return found
 
 
 def memory(supernet: Supernet, batch: Any) -> int:
