@@ -28,7 +28,8 @@ class CoarseToFineController(Controller):
     one of the ``skeletons`` best architectures of the grid, which one by chance.
 
     Grid points that break a limit on a cost are never evaluated (a search screens them), so they take no time.
-    Skeletons are ranked by violation, then by the objective; several objectives by Pareto front and crowding.
+    Skeletons are ranked by the objective, several objectives by Pareto front and crowding; while none holds the limits,
+    by violation.
 
     Differs from the paper: the size of the coarse phase is bounded, and the mutated copies do not have to keep the
     structure of their skeleton.
@@ -121,7 +122,7 @@ class CoarseToFineController(Controller):
         known = [item for item in self._history.lessons() if item.architecture in self._grid]
         feasible = [item for item in known if item.violation == 0.0 and item.costs is not None]
         broken = sorted((item for item in known if item.violation > 0.0), key=lambda item: (item.violation, item.order))
-        return [item.architecture for item in (_ranked(feasible) + broken)[: self.skeletons]]
+        return [item.architecture for item in (_ranked(feasible) or broken)[: self.skeletons]]
 
     def _draw(self, generator: torch.Generator) -> Architecture:
         space = self.problem.space
