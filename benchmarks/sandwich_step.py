@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import Result
-from search_spaces import ConvNetSpace, Head, Stage, Stem
+from search_spaces import Architecture, ConvNetSpace, Head, Stage, Stem
 from supernets import Classification, SandwichRule, Slot, Supernet
 
 ASKED = 1.05
@@ -58,7 +58,8 @@ class Apart:
 
     def __init__(self, supernet: Supernet, slots: Sequence[Slot], *, step: bool) -> None:
         self.task = supernet.task
-        self.modules = [supernet.extract(slot.architecture).train() for slot in slots]
+        architectures = [slot.architecture for slot in slots if isinstance(slot.architecture, Architecture)]
+        self.modules = [supernet.extract(architecture).train() for architecture in architectures]
         self.optimizers = [optimizer(list(module.parameters())) for module in self.modules]
         self.step = step
 

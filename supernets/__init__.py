@@ -3,7 +3,9 @@
 from supernets.attentive import AttentiveRule, parameters_of
 from supernets.calibration import UncalibratedError, calibrate, calibration_batches, uncalibrated
 from supernets.card import card, weights_version
+from supernets.differentiable import DifferentiableRule
 from supernets.distillation import KL, AlphaDivergence, Distillation, SoftTargets
+from supernets.expected import ExpectedCost, ExpectedParameters
 from supernets.export import Exported, ExportError, export
 from supernets.growth import Ensemble, Member, grow, member_of
 from supernets.kernels import KernelTransform
@@ -11,7 +13,9 @@ from supernets.mixture import MixtureWeights
 from supernets.persistence import CheckpointError, CheckpointMismatchError, load, load_weights, read_card, save, trusted
 from supernets.places import GrowthError
 from supernets.progressive import ProgressiveRule, ShrinkingStage
+from supernets.relaxation import Relaxation, RelaxationError
 from supernets.rules import SamplingRule, SandwichRule, Score, Slot, UniformRule
+from supernets.samplers import AlphaSampler, DrNASSampler, GDASSampler, SoftmaxSampler, SPOSSampler
 from supernets.schedules import ConstantEnding, Cosine
 from supernets.sorting import importance, sort_channels
 from supernets.supernet import Supernet
@@ -22,22 +26,31 @@ from supernets.weights import SharedWeights, WeightSource
 __all__ = [
     "KL",
     "AlphaDivergence",
+    "AlphaSampler",
     "AttentiveRule",
     "CheckpointError",
     "CheckpointMismatchError",
     "Classification",
     "ConstantEnding",
     "Cosine",
+    "DifferentiableRule",
     "Distillation",
+    "DrNASSampler",
     "Ensemble",
+    "ExpectedCost",
+    "ExpectedParameters",
     "ExportError",
     "Exported",
+    "GDASSampler",
     "GrowthError",
     "KernelTransform",
     "LanguageModelling",
     "Member",
     "MixtureWeights",
     "ProgressiveRule",
+    "Relaxation",
+    "RelaxationError",
+    "SPOSSampler",
     "SamplingRule",
     "SandwichRule",
     "Score",
@@ -45,6 +58,7 @@ __all__ = [
     "ShrinkingStage",
     "Slot",
     "SoftTargets",
+    "SoftmaxSampler",
     "SpeakerVerification",
     "Supernet",
     "Task",

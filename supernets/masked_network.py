@@ -124,7 +124,7 @@ class MaskedNetwork:
                 raise RelaxationError(
                     f"choices {[presence.choice for presence in gate.presences]} leave out {list(gate.names)}, which "
                     f"cannot be gated: input and output must be tensors of one shape, got {shapes[0]} and {shapes[1]}; "
-                    "make what is left out one module that keeps the shape, or fix the choice"
+                    "make what is left out one module that keeps the shape, fix the choice, or use SandwichRule"
                 )
             return x + self._probabilities[number] * (output - x)
 

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from search_spaces import Architecture, RelaxedArchitecture, SearchSpace, Slicer, skeleton
-from supernets.laws import Branch, Laws, RelaxationError
+from supernets.laws import Branch, Laws, Presence, RelaxationError
 from supernets.masked_network import Gate, MaskedNetwork
 from supernets.masks import Crop, Mask, make_masks
 from supernets.relaxation_check import check_relaxation
 from supernets.skeletons import ThreadCache
 
-__all__ = ["Relaxation"]
+__all__ = ["Relaxation", "RelaxationError"]
 
 _FEATURES, _MODULE = -1, -2
 Key = tuple[str, int]
@@ -56,6 +56,12 @@ class Relaxation:
     Args:
         space: the space.
 
+    Attributes:
+        sources: parameter of the largest build -> the one it is tied to, or itself.
+        shapes: of these parameters.
+        operations: choices whose candidates are weighted by the space's own module.
+        laws: sizes of tensors by (name, dimension).
+
     Raises:
         RelaxationError: some choice has no place for its mask, or the outputs differ; the message names the choice and
             the module.
@@ -67,16 +73,17 @@ class Relaxation:
             largest = space.superset()
         self._slicer = Slicer(largest, space.rules())
         self._cuts: dict[Key, tuple[int, bool]] = {}
-        self._own = tuple(c.name for c in space.choices if space.mixes_operations and c.kind == "categorical")
-        self.laws: Laws[Key] = Laws(space, self._measure, skip=self._own)
+        self.operations = tuple(c.name for c in space.choices if space.mixes_operations and c.kind == "categorical")
+        self.laws: Laws[Key] = Laws(space, self._measure, skip=self.operations)
         layers = dict(largest.named_modules(remove_duplicate=False))
         self.sources: dict[str, str] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self._masks: list[Mask] = []
         self._sites: dict[str, list[tuple[int, list[int]]]] = {}
         plan = self._slicer.plan(largest, space.largest())
         seen: dict[tuple[object, ...], int] = {}
         for part in plan:
-            self.sources[part.name] = part.source
+            self.sources[part.name], self.shapes[part.name] = part.source, part.shape
             prefix, _, leaf = part.name.rpartition(".")
             laws = self._elastic(part.name, part.shape, _read_dims(layers[prefix], leaf, len(part.shape)))
             for dims, mask in make_masks(laws, [choice.name for choice in space.choices]):
@@ -123,6 +130,11 @@ class Relaxation:
                 sizes[name, _FEATURES] = layer.normalized_shape[-1]
         return sizes
 
+    def presences(self, tensor: str) -> tuple[Presence, ...]:
+        """Return where a parameter of the largest build exists; everywhere if there are none."""
+        dims = len(self.shapes[tensor])
+        return self.laws.presences((tensor, 0) if dims else (tensor.rpartition(".")[0], _MODULE))
+
     def _elastic(
         self, name: str, shape: tuple[int, ...], dims: tuple[int, ...]
     ) -> list[tuple[Crop, tuple[Branch, ...]]]:
@@ -144,7 +156,7 @@ class Relaxation:
 
     def _refuse_unplaced(self) -> None:
         """Every choice must have a mask or a gate."""
-        placed = {name for mask in self._masks for name in mask.choices} | set(self._own)
+        placed = {name for mask in self._masks for name in mask.choices} | set(self.operations)
         placed |= {presence.choice for gate in self._gates for presence in gate.presences}
         for choice in self.space.choices:
             if choice.size == 1 or choice.name in placed:

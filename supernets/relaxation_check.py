@@ -180,6 +180,7 @@ def _exact_norms(network: nn.Module) -> Iterator[None]:
             layer.eps = value
 
 
+@torch.enable_grad()
 def _refuse_inert(
     space: SearchSpace,
     run: Run,
@@ -194,6 +195,8 @@ def _refuse_inert(
         for choice in space.choices
         if choice.size > 1
     }
+    if not weights:
+        return
     fixed = {choice.name: torch.ones(1) for choice in space.choices if choice.size == 1}
     with _exact_norms(network):
         outputs = tree_leaves(run(RelaxedArchitecture(weights | fixed), stored, inputs))

@@ -1,13 +1,14 @@
 """Sampling rules: which architectures a training step sees, and what each learns from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from search_spaces import Architecture, SearchSpace, derive_seed
+from search_spaces import Architecture, RelaxedArchitecture, SearchSpace, derive_seed
 from supernets.weights import WeightSource
 
 __all__ = ["SamplingRule", "SandwichRule", "Score", "Slot", "UniformRule"]
@@ -21,12 +22,12 @@ class Slot:
     """One architecture of a training step.
 
     Attributes:
-        architecture: what is trained.
+        architecture: what is trained; a relaxed one is the superposition of all architectures.
         role: ``"labels"`` learns from labels; ``"teacher"`` does too and its outputs teach the students after it;
             ``"student"`` learns from the teacher alone, without regularisation (in-place distillation).
     """
 
-    architecture: Architecture
+    architecture: Architecture | RelaxedArchitecture
     role: Literal["labels", "teacher", "student"]
 
 
@@ -62,6 +63,62 @@ class SamplingRule(ABC):
         """Return whether channels are put in order of importance before training step ``step``; default: never."""
         del step
         return False
+
+    # For rules that learn something themselves ------------------------------------------------------------------------
+
+    def prepare(self, space: SearchSpace, source: WeightSource, *, seed: int) -> None:
+        """Make what the rule learns, once :meth:`check` has passed; default: nothing.
+
+        A rule that learns is an ``nn.Module`` too, so that its parameters move and are saved with the supernet.
+        """
+        del space, source, seed
+
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """Return a new optimiser of the rule's own parameters; default: there is none."""
+        return None
+
+    def held_out_rows(self, step: int) -> int:
+        """Return about how many held-out examples the rule learns from before the weights do; default: none, 0."""
+        del step
+        return 0
+
+    def held_out_slot(self, *, seed: int, step: int) -> Slot:
+        """Return what runs on these examples.
+
+        Raises:
+            ValueError: the rule does not learn from held-out examples.
+        """
+        del seed, step
+        raise ValueError(f"{type(self).__name__} does not learn from held-out examples")
+
+    def loss(self, step: int) -> Tensor | None:
+        """Return the rule's own term of the loss it learns from; ``None`` where it does not learn in this step.
+
+        It is added to the loss of the held-out slot or, without one, of the first slot.
+        """
+        del step
+        return None
+
+    def selected(self) -> Architecture | None:
+        """Return the architecture that the rule has found; default: none."""
+        return None
+
+    def learned(self) -> Mapping[str, list[float]]:
+        """Return what the rule has learned, to be written as JSON; default: nothing."""
+        return {}
+
+    def restore(self, learned: Mapping[str, list[float]]) -> None:
+        """Take over what :meth:`learned` returned.
+
+        Raises:
+            ValueError: it belongs to another rule or space.
+        """
+        if learned:
+            raise ValueError(f"{type(self).__name__} learns nothing, got {sorted(learned)}; use the rule that wrote it")
+
+    def diagnostics(self) -> Mapping[str, float]:
+        """Return numbers on what is learned, logged at every validation as ``val/rule/NAME``; default: none."""
+        return {}
 
 
 def _draw(space: SearchSpace, seed: int, step: int, slot: int) -> Architecture:

@@ -1,6 +1,7 @@
 """The supernet: a space, a weight source, a sampling rule and a task, trained by Lightning."""
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -9,15 +10,17 @@ import lightning as L
 import torch
 import torchmetrics
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._pytree import tree_map
 
-from search_spaces import Architecture, SearchSpace, describe, fill
+from search_spaces import Architecture, RelaxedArchitecture, SearchSpace, describe, fill
 from supernets.calibration import calibrate, calibration_batches, norms
 from supernets.card import card
+from supernets.held_out import HeldOut
 from supernets.rules import SamplingRule, SandwichRule, Slot
 from supernets.sorting import sort_channels
 from supernets.tasks import Task
@@ -81,6 +84,7 @@ class Supernet(L.LightningModule):
         self.source = source(space)
         self.rule = SandwichRule() if rule is None else rule
         self.rule.check(space, self.source)
+        self.rule.prepare(space, self.source, seed=seed)
         self.optimizer = optimizer
         self.schedule = schedule
         self.decay_norms = decay_norms
@@ -88,6 +92,7 @@ class Supernet(L.LightningModule):
         self.clip_algorithm = clip_algorithm
         self.calibration = calibration
         self.seed = seed
+        self._held_out: HeldOut | None = None
         self._anchors: dict[str, tuple[nn.Module, torchmetrics.MetricCollection]] = {}
         self.save_hyperparameters(self.tree())
 
@@ -178,6 +183,10 @@ class Supernet(L.LightningModule):
 
     def step_loss(self, slot: Slot, batch: Any, teacher: Any) -> tuple[Tensor, Any]:
         """Return the loss of one slot and its outputs; ``teacher`` are the outputs of the step's teacher, or None."""
+        if isinstance(slot.architecture, RelaxedArchitecture):
+            tensors, inputs = self.source.relaxed(slot.architecture), self.task.inputs(batch)
+            outputs = self.source.relaxation(slot.architecture, tensors, inputs)
+            return self.task.loss(outputs, batch, regularise=True), outputs
         tensors, device = self.source(slot.architecture), self.source.device
         module = self.source.skeletons.borrow(slot.architecture, device)
         if slot.role == "student":  # only what learns from labels is regularised (BigNAS)
@@ -202,36 +211,80 @@ class Supernet(L.LightningModule):
         """Let ranks exchange gradients on the last backward pass of a step alone."""
         if last or self.trainer.world_size == 1:
             return nullcontext()
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)  # noqa: S101 - configure_optimizers returns one
-        return optimizer.toggle_model(sync_grad=False)
+        return self._optimizer(0).toggle_model(sync_grad=False)
+
+    def _optimizer(self, number: int) -> LightningOptimizer:
+        """Return the optimiser of the weights (0) or of the rule (1)."""
+        optimizers = self.optimizers()
+        chosen = optimizers[number] if isinstance(optimizers, list) else optimizers
+        assert isinstance(chosen, LightningOptimizer)  # noqa: S101 - asked for as such
+        return chosen
+
+    def _step_rule(self) -> None:
+        """Take a step of the rule's optimiser, which does not count as a step of the training."""
+        self.trainer.strategy.optimizer_step(self._optimizer(1).optimizer, closure=lambda: None, model=self)
+
+    def _learn_rule(self, own: Tensor, rows: int, step: int) -> None:
+        """Let the rule learn from a held-out batch; the weights get no gradient."""
+        if self._held_out is None:
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            self._held_out = HeldOut(data.val_dataloader, rows)
+        batch = self._moved(self._held_out(step))
+        optimizer, parameters = self._optimizer(1), list(self.rule.parameters())  # type: ignore[attr-defined]
+        optimizer.zero_grad()
+        with self._rule_alone():
+            loss, _ = self.step_loss(self.rule.held_out_slot(seed=self.seed, step=step), batch, None)
+            self.manual_backward(loss + own, inputs=parameters)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad = self.trainer.strategy.reduce(parameter.grad, reduce_op="mean")
+        self._step_rule()
+        self.log("train/held_out_loss", loss.detach())
+
+    def _rule_alone(self) -> AbstractContextManager[Any]:
+        """Keep ranks from exchanging gradients of weights that are not asked for."""
+        return nullcontext() if self.trainer.world_size == 1 else self._optimizer(1).toggle_model(sync_grad=False)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Train every slot of the rule and take one optimiser step on the summed gradients."""
         del batch_idx
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        optimizer.zero_grad()  # type: ignore[union-attr]
-        if self.rule.sorts(self.global_step):
-            sort_channels(self.source, self.optimizers(use_pl_optimizer=False))  # type: ignore[arg-type]
+        step, optimizer, scheduler = self.global_step, self._optimizer(0), self.lr_schedulers()
+        own, held_out = self.rule.loss(step), self.rule.held_out_rows(step)
+        if own is not None and held_out:
+            self._learn_rule(own, held_out, step)
+        joint = own if not held_out else None
+        if joint is not None:
+            self._optimizer(1).zero_grad()
+        optimizer.zero_grad()
+        if self.rule.sorts(step):
+            sort_channels(self.source, optimizer.optimizer)
         slots = self.rule.slots(
-            self.space, seed=self.seed, step=self.global_step, score=lambda candidate: self.score(candidate, batch)
+            self.space, seed=self.seed, step=step, score=lambda candidate: self.score(candidate, batch)
         )
         teacher = None
         for position, slot in enumerate(slots):
             with self._sync(position == len(slots) - 1):
                 loss, outputs = self.step_loss(slot, batch, teacher)
-                self.manual_backward(loss)
+                self.manual_backward(loss if joint is None or position else loss + joint)
             if slot.role == "teacher":
                 teacher = tree_map(lambda value: value.detach() if isinstance(value, Tensor) else value, outputs)
             if position == 0:
                 self.log("train/loss", loss.detach(), prog_bar=True)
-        optimizer.step()  # type: ignore[union-attr]
+        optimizer.step()
+        if joint is not None:
+            self._step_rule()
         scheduler.step()  # type: ignore[union-attr]
 
     def on_fit_start(self) -> None:
         """Refuse a length or a distributed strategy that cannot work, before anything is trained."""
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.rule.check_length(self.trainer.estimated_stepping_batches)
+        self._held_out = None
+        if self.trainer.datamodule is None and self.rule.held_out_rows(sys.maxsize):  # type: ignore[attr-defined]
+            raise ValueError(
+                "the rule learns from the validation split of a datamodule, and the trainer has none; pass "
+                "datamodule=... instead of dataloaders, or set schedule: single"
+            )
         strategy = self.trainer.strategy
         if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters"):
             raise ValueError(
@@ -241,7 +294,7 @@ class Supernet(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the summed gradients, after mixed precision has unscaled them."""
-        if self.clip is not None:
+        if self.clip is not None and optimizer is self._optimizer(0).optimizer:
             self.clip_gradients(optimizer, self.clip, self.clip_algorithm)
 
     def configure_optimizers(self) -> Any:
@@ -267,13 +320,18 @@ class Supernet(L.LightningModule):
             return 1.0 if schedule is None else schedule(min(1.0, step / max(1.0, total)))
 
         scheduler = LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        weights = {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        own = self.rule.optimizer()
+        return weights if own is None else (weights, {"optimizer": own})
 
     # Validation ------------------------------------------------------------------------------------------------------
 
     def anchors(self) -> dict[str, Architecture]:
-        """Return the architectures that validation reports: smallest, middle and largest."""
-        return {"smallest": self.space.smallest(), "middle": self.space.middle(), "largest": self.space.largest()}
+        """Return the architectures that validation reports: smallest, middle, largest and the rule's choice."""
+        selected = self.rule.selected()
+        found = {} if selected is None else {"selected": selected}
+        ends = {"smallest": self.space.smallest(), "middle": self.space.middle(), "largest": self.space.largest()}
+        return ends | found
 
     def _begin_anchors(self) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -306,6 +364,7 @@ class Supernet(L.LightningModule):
         for name, (_, metrics) in self._anchors.items():
             self.log_dict({f"{stage}/{name}/{key}": value for key, value in metrics.compute().items()})
         self.log_dict({f"{stage}/source/{key}": value for key, value in self.source.diagnostics().items()})
+        self.log_dict({f"{stage}/rule/{key}": value for key, value in self.rule.diagnostics().items()})
         self._anchors = {}
 
     def on_validation_epoch_start(self) -> None:
@@ -335,4 +394,4 @@ class Supernet(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the checkpoint self-describing beside the hyper-parameters."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        checkpoint["weightloom"] = card(self.tree(), self.space, self.source, data=data)
+        checkpoint["weightloom"] = card(self.tree(), self.space, self.source, rule=self.rule, data=data)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from search_spaces import SearchSpace
 from supernets import (
     AttentiveRule,
+    DifferentiableRule,
     MixtureWeights,
     ProgressiveRule,
     SamplingRule,
@@ -31,6 +32,7 @@ RULES: Mapping[str, Callable[[], SamplingRule]] = {
     "uniform": UniformRule,
     "sandwich": lambda: SandwichRule(1),
     "sandwich_labels": lambda: SandwichRule(1, distillation=False),
+    "differentiable": lambda: DifferentiableRule(schedule="single"),
     "attentive": lambda: AttentiveRule(candidates=2, n_attentive=1, buckets=3, draws=20),
     "attentive_worst": lambda: AttentiveRule("worst", candidates=2, n_attentive=1, buckets=3, draws=20),
     "progressive": lambda: ProgressiveRule([ShrinkingStage(until=1), ShrinkingStage(elastic={"*": "all"})]),
