@@ -5,6 +5,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from nas.commands.messages import shorten
+
 __all__ = ["INTERRUPTED", "USAGE", "UsageError", "guarded", "one_line"]
 
 USAGE = 2
@@ -48,4 +50,6 @@ def one_line(error: BaseException) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; check the path and its permissions"
     text = str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)
+    if text.startswith("Does not validate against any"):  # what the parser makes of a constructor's own message
+        text = shorten(text)
     return " ".join(text.split()) or type(error).__name__

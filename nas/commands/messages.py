@@ -37,6 +37,10 @@ def shorten(message: str, known: Sequence[str] = ()) -> str:
     problem = ""
     for raw in message.splitlines():
         line = raw.strip().removeprefix("- ")
+        if match := _CALLABLE.search(line):
+            given = _GIVEN_CLASS.search(message)
+            owner = given["path"] if given else owner
+            line = line[match.end() :]
         if match := _KEY.match(line):
             keys.append(match["key"])
             line = line[match.end() :].strip()
@@ -46,10 +50,6 @@ def shorten(message: str, known: Sequence[str] = ()) -> str:
         if line and not _NOISE.match(line):
             problem = line
             break
-    if match := _CALLABLE.search(problem):
-        given = _GIVEN_CLASS.search(problem)
-        owner = given["path"] if given else owner
-        problem = problem[match.end() :]
     problem = re.sub(r"\.? Got value: (Namespace\(|\{).*", "", problem)
     problem = problem.replace("<class '", "").replace("'>", "").replace("typing.", "").replace(". Got value:", ", got")
     where = ".".join(keys)

@@ -58,7 +58,8 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("max_epochs: 2", "max_epoch: 2", "trainer.max_epoch is not an option; did you mean max_epochs?"),
         ("trials: 6", "trials: 0", "search.trials must be >= 1, got 0"),
         ("trials: 6", "trials: many", "search.trials"),
-        ("widths: [8, 16, 32]", "widths: [0, 8]", "widths must be at least 1"),
+        ("widths: [8, 16, 32]", "widths: [0, 8]", "error: widths must be at least 1"),
+        ("n_random: 1", "n_random: -1", "error: SandwichRule.n_random must be >= 0, got -1"),
         ("trials: 6", "limits: {big_params: 3}", "a limit must be named max_<metric> or min_<metric>"),
         ("\nmodel:", "\nmodle:", "modle is not an option; did you mean model?"),
     ],
@@ -67,7 +68,9 @@ def test_a_mistake_in_any_section_is_found_by_fit(
     old: str, new: str, expected: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = experiment.write_config(here, (old, new))
-    assert expected in refused(["fit", "-c", config], capsys)
+    line = refused(["fit", "-c", config], capsys)
+    assert expected in line
+    assert "Does not validate" not in line
     assert {path.name for path in here.iterdir()} == {"small.yaml"}
 
 

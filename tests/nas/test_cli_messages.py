@@ -36,6 +36,13 @@ NESTED = """Parser key "model":
             ("search.trials", "search.study"),
             "search.trails is not an option; did you mean trials?",
         ),
+        (
+            'Parser key "model.source":\n  Type x expects a function or a callable class: Parser key "routing":\n'
+            "    Expected a typing.Literal['layer', 'neuron']. Got value: tensor. Got value: "
+            "Namespace(class_path='supernets.MixtureWeights', init_args=1)",
+            (),
+            "model.source.routing: Expected a Literal['layer', 'neuron'], got tensor",
+        ),
         ("Option 'mdel.init_args' is not accepted", ("model", "data"), "mdel is not an option; did you mean model?"),
         ("unrecognized arguments: --max_parms 3", ("max_params",), "--max_parms is not an option; did you mean"),
         ("Parser key \"search.trials\":\n  Expected a <class 'int'>. Got value: three", (), "got three"),
