@@ -42,7 +42,7 @@ def run(quick: bool) -> Result:
     rows, ratios = [], {}
     for name, source in MIXTURES.items():
         mixed = Step(Supernet(space, LanguageModelling(), source=source, rule=rule))
-        ours, reference, ratios[name] = in_turn(mixed, plain, batch, 3 if quick else 20)
+        ours, reference, ratios[name] = in_turn(mixed, plain, batch, 3 if quick else 10)
         rows.append(
             {
                 "weights": name,
