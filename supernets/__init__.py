@@ -16,7 +16,7 @@ from supernets.progressive import ProgressiveRule, ShrinkingStage
 from supernets.relaxation import Relaxation, RelaxationError
 from supernets.rules import SamplingRule, SandwichRule, Score, Slot, UniformRule
 from supernets.samplers import AlphaSampler, DrNASSampler, GDASSampler, SoftmaxSampler, SPOSSampler
-from supernets.schedules import ConstantEnding, Cosine
+from supernets.schedules import ConstantEnding, Cosine, Restarts
 from supernets.sorting import importance, sort_channels
 from supernets.supernet import Supernet
 from supernets.tasks import Classification, LanguageModelling, SpeakerVerification, Task, Translation
@@ -50,6 +50,7 @@ __all__ = [
     "ProgressiveRule",
     "Relaxation",
     "RelaxationError",
+    "Restarts",
     "SPOSSampler",
     "SamplingRule",
     "SandwichRule",

@@ -1,8 +1,10 @@
 """Learning-rate schedules as functions of training progress, so that one YAML fits any number of steps."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import final
 
-__all__ = ["ConstantEnding", "Cosine"]
+__all__ = ["ConstantEnding", "Cosine", "Restarts"]
 
 
 def _warmed(progress: float, warmup: float) -> float:
@@ -62,3 +64,39 @@ class Cosine:
         """Return the factor on the base learning rate at ``progress`` in [0, 1]."""
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
         return _warmed(progress, self.warmup) * (self.floor + (1 - self.floor) * cosine)
+
+
+@final
+class Restarts:
+    """One schedule for each stage of a training, e.g. those of :class:`supernets.ProgressiveRule`.
+
+    ``factor(p) = peaks[i] * each(q)`` in stage ``i``, where ``q`` runs from 0 to 1 over that stage. Once-for-All
+    (arXiv 1908.09791) starts every stage anew, at a lower peak.
+
+    Args:
+        ends: share of the training at which each stage ends but the last, ascending in (0, 1).
+        peaks: factor of each stage, one more than there are ends.
+        each: schedule within a stage; default a cosine.
+
+    Raises:
+        ValueError: the ends do not ascend within (0, 1), or the peaks are not one more or not above 0.
+    """
+
+    def __init__(
+        self, ends: Sequence[float], peaks: Sequence[float], *, each: Callable[[float], float] | None = None
+    ) -> None:
+        self.ends = tuple(ends)
+        self.peaks = tuple(peaks)
+        self.each = Cosine() if each is None else each
+        if list(self.ends) != sorted(set(self.ends)) or any(not 0 < end < 1 for end in self.ends):
+            raise ValueError(f"Restarts.ends must ascend between 0 and 1, got {list(ends)}")
+        if len(self.peaks) != len(self.ends) + 1 or min(self.peaks) <= 0:
+            raise ValueError(
+                f"Restarts.peaks must be one more number than ends, {len(self.ends) + 1}, each > 0; got {list(peaks)}"
+            )
+
+    def __call__(self, progress: float) -> float:
+        """Return the factor on the base learning rate at ``progress`` in [0, 1]."""
+        stage = sum(progress >= end for end in self.ends)
+        start, end = (0.0, *self.ends)[stage], (*self.ends, 1.0)[stage]
+        return self.peaks[stage] * self.each((progress - start) / (end - start))

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from supernets import ConstantEnding, Cosine
+from supernets import ConstantEnding, Cosine, Restarts
 
 
 def test_constant_ending_decays_in_steps_down_to_the_floor() -> None:
@@ -32,3 +32,27 @@ def test_arguments_out_of_range_are_refused() -> None:
         ConstantEnding(gamma=0)
     with pytest.raises(ValueError, match=r"0 <= floor <= 1.*floor=2"):
         Cosine(floor=2)
+
+
+def test_restarts_run_one_schedule_for_each_stage_from_its_own_peak() -> None:
+    schedule = Restarts([0.2, 0.6], [1.0, 0.5, 0.25])
+    for start, end, peak in ((0.0, 0.2, 1.0), (0.2, 0.6, 0.5), (0.6, 1.0, 0.25)):
+        for share in (0.0, 0.25, 0.5, 0.99):
+            expected = peak * 0.5 * (1 + math.cos(math.pi * share))
+            assert schedule(start + share * (end - start)) == pytest.approx(expected)
+    assert schedule(1.0) == pytest.approx(0.0)
+    assert Restarts([], [0.5], each=Cosine(floor=1.0))(0.7) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("ends", "peaks", "message"),
+    [
+        ([0.6, 0.2], [1, 1, 1], r"ends must ascend between 0 and 1, got \[0.6, 0.2\]"),
+        ([0.5, 1.0], [1, 1, 1], r"got \[0.5, 1.0\]"),
+        ([0.5], [1], r"peaks must be one more number than ends, 2, each > 0; got \[1\]"),
+        ([0.5], [1, 0], r"got \[1, 0\]"),
+    ],
+)
+def test_restarts_out_of_order_are_refused(ends: list[float], peaks: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Restarts(ends, peaks)
