@@ -21,6 +21,7 @@ from search_spaces import Architecture, RelaxedArchitecture, SearchSpace, descri
 from supernets.calibration import calibrate, calibration_batches, norms
 from supernets.card import card
 from supernets.held_out import HeldOut
+from supernets.mismatch import explained
 from supernets.rules import SamplingRule, SandwichRule, Slot
 from supernets.sorting import sort_channels
 from supernets.tasks import Task
@@ -264,7 +265,8 @@ class Supernet(L.LightningModule):
         teacher = None
         for position, slot in enumerate(slots):
             with self._sync(position == len(slots) - 1):
-                loss, outputs = self.step_loss(slot, batch, teacher)
+                with explained(self.space, self.task.inputs(batch), first=step == 0):
+                    loss, outputs = self.step_loss(slot, batch, teacher)
                 self.manual_backward(loss if joint is None or position else loss + joint)
             if slot.role == "teacher":
                 teacher = tree_map(lambda value: value.detach() if isinstance(value, Tensor) else value, outputs)

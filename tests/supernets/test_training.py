@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from search_spaces import Architecture, Choice, MLPSpace, SearchSpace
 from supernets import Classification, SandwichRule, SharedWeights, Slot, SoftTargets, Supernet, UniformRule
+from tests.supernets.conftest import Batches
 
 Fit = Callable[..., L.Trainer]
 
@@ -197,3 +198,18 @@ def test_the_schedule_scales_the_learning_rate_by_training_progress(labelled: An
     supernet = Supernet(space, Classification(4), optimizer=sgd, schedule=lambda progress: 1 - progress)
     fit(supernet, labelled(space), steps=4, callbacks=[Watch()])
     assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025])
+
+
+@pytest.mark.parametrize(
+    ("features", "classes", "reason"), [(11, 4, "shapes cannot be multiplied"), (12, 9, "Target 8 is out of bounds")]
+)
+def test_data_that_do_not_fit_are_told_at_the_first_batch_and_defects_later_keep_their_error(
+    features: int, classes: int, reason: str, fit: Fit
+) -> None:
+    supernet = Supernet(MLPSpace(12, 4, widths=(6,), depths=(1,)), Classification(4), rule=UniformRule())
+    good = torch.zeros(3, 12), torch.tensor([0, 1, 3])
+    bad = torch.zeros(3, features), torch.tensor([0, 1, classes - 1])
+    with pytest.raises(ValueError, match=rf"{reason}.*; its inputs are \[\({features},\)\] .* space \[\(12,\)\]; make"):
+        fit(supernet, Batches([bad]), 1)
+    with pytest.raises((RuntimeError, IndexError), match=reason):
+        fit(supernet, Batches([good, bad]), 2)
