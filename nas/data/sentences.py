@@ -65,7 +65,7 @@ def read_pairs(files: Sequence[str], columns: tuple[str, str]) -> tuple[list[str
             known = parquet.read_schema(file).names
             if missing := [name for name in columns if name not in known]:
                 raise ValueError(
-                    f"data.source and data.target must be columns of {file}, which has {known}, not {missing}"
+                    f"data.source_column and data.target_column must be columns of {file}: {known}, not {missing}"
                 )
             table = parquet.read_table(file, columns=list(columns))
         except pyarrow.ArrowInvalid as error:

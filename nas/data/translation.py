@@ -61,8 +61,8 @@ class TranslationData(LightningDataModule):
     Args:
         path: folder with ``train*.parquet``, ``test*.parquet`` and, if any, ``validation*.parquet``, absolute or
             relative to the environment variable ``NAS_DATA_DIR``.
-        source: column of the sentences to translate.
-        target: column of their translations.
+        source_column: column of the sentences to translate.
+        target_column: column of their translations.
         vocabulary: the most different tokens, of which 3 are special and 256 single bytes.
         max_length: the most tokens of a sentence with its special one. Longer training pairs are left out; validation
             and test pairs must fit.
@@ -80,8 +80,8 @@ class TranslationData(LightningDataModule):
         self,
         path: str,
         *,
-        source: str,
-        target: str,
+        source_column: str,
+        target_column: str,
         vocabulary: int = 4000,
         max_length: int = 64,
         batch_size: int = 64,
@@ -99,12 +99,12 @@ class TranslationData(LightningDataModule):
         ):
             if value < least:
                 raise ValueError(f"data.{field} must be at least {least}, got {value}")
-        if source == target:
-            raise ValueError(f"data.source and data.target must be different columns, got {source!r} for both")
+        if source_column == target_column:
+            raise ValueError(f"data.source_column and data.target_column must differ, got {source_column!r} for both")
         check_fraction("validation_fraction", validation_fraction)
         self.path = path
-        self.source = source
-        self.target = target
+        self.source_column = source_column
+        self.target_column = target_column
         self.vocabulary = vocabulary
         self.max_length = max_length
         self.batch_size = batch_size
@@ -133,13 +133,15 @@ class TranslationData(LightningDataModule):
         stats = [(name, Path(name).stat()) for names in files.values() for name in names]
         identity = {
             "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
-            "columns": [self.source, self.target],
+            "columns": [self.source_column, self.target_column],
             "vocabulary": self.vocabulary,
             "validation": [self.validation_fraction, self.split_seed],
         }
 
         def make() -> dict[str, Tensor]:
-            texts = {split: read_pairs(names, (self.source, self.target)) for split, names in files.items()}
+            texts = {
+                split: read_pairs(names, (self.source_column, self.target_column)) for split, names in files.items()
+            }
             if "validation" not in texts:
                 texts["train"], texts["validation"] = self._split(*texts["train"])
             sides = {f"{split}.{side}": t for split, p in texts.items() for side, t in zip("st", p, strict=True)}

@@ -32,7 +32,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def data_of(folder: Path, **options: object) -> TranslationData:
-    given = {"source": "en", "target": "la", "vocabulary": 300, "max_length": 40, "batch_size": 6, "eval_batch_size": 4}
+    given = {
+        "source_column": "en",
+        "target_column": "la",
+        "vocabulary": 300,
+        "max_length": 40,
+        "batch_size": 6,
+        "eval_batch_size": 4,
+    }
     return TranslationData(str(folder), **{**given, **options})  # type: ignore[arg-type]
 
 
@@ -148,10 +155,10 @@ def test_calibration_batches_do_not_depend_on_their_number(folder: Path) -> None
 def test_what_is_wrong_with_a_folder_is_said(folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"data.path must be a folder"):
         data_of(folder / "none").prepare_data()
-    with pytest.raises(ValueError, match=r"must be columns of .*\['en', 'la', 'number'\], not \['de'\]"):
-        data_of(folder, target="de").prepare_data()
+    with pytest.raises(ValueError, match=r"must be columns of .*: \['en', 'la', 'number'\], not \['de'\]"):
+        data_of(folder, target_column="de").prepare_data()
     with pytest.raises(ValueError, match=r"column 'number' of .* must hold sentences, got 0 in row 0"):
-        data_of(folder, target="number").prepare_data()
+        data_of(folder, target_column="number").prepare_data()
     with pytest.raises(ValueError, match=r"data.batch_size must be at most 38, the training pairs"):
         data_of(folder, batch_size=99).prepare_data()
     (folder / "train.parquet").write_bytes(b"no parquet")
@@ -165,7 +172,7 @@ def test_what_is_wrong_with_a_folder_is_said(folder: Path) -> None:
         ({"vocabulary": 100}, "data.vocabulary must be at least 260, got 100"),
         ({"max_length": 1}, "data.max_length must be at least 2, got 1"),
         ({"batch_size": 0}, "data.batch_size must be at least 1, got 0"),
-        ({"target": "en"}, "must be different columns, got 'en' for both"),
+        ({"target_column": "en"}, "must differ, got 'en' for both"),
         ({"validation_fraction": 1.0}, "data.validation_fraction must be between 0 and 1"),
     ],
 )
