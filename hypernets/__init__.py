@@ -1,4 +1,12 @@
-"""Hypernetworks: networks that generate the weights of other networks."""
+"""Hypernetworks: networks that generate the weights of other networks.
+
+>>> import torch
+>>> module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+>>> hypernet = ChunkedHyperNetwork(Target.of(module), {"strength": Bounded(0.0, 10.0)})
+>>> weights = hypernet.generate({"strength": torch.tensor([0.5, 2.0, 9.0])})
+>>> apply_many(module, weights, torch.randn(16, 4)).shape
+torch.Size([3, 16, 2])
+"""
 
 from hypernets.applying import apply, apply_many
 from hypernets.base import HyperNetwork
@@ -10,7 +18,6 @@ from hypernets.conditions import (
     Bounded,
     Categorical,
     Examples,
-    Field,
     Gaussian,
     Size,
     Unit,
@@ -18,6 +25,7 @@ from hypernets.conditions import (
 from hypernets.continual import OutputRegularizer, importance
 from hypernets.dense import DenseHyperNetwork
 from hypernets.diagnostics import Diagnosis, diagnose
+from hypernets.fields import Field
 from hypernets.parametrization import Parametrization
 from hypernets.persistence import (
     HyperNetworkFileError,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hypernets.card import HyperCard
-from hypernets.conditions import Field
+from hypernets.fields import Field
 from hypernets.parametrization import ConditionEncoder, Parametrization, Residual
 from hypernets.target import Target, TensorSpec
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, final, get_args
 
-from hypernets.conditions import Field, Kind
+from hypernets.fields import Field, Kind
 
 __all__ = ["Architecture", "HyperCard", "Outputs", "Variability"]
 

@@ -1,13 +1,14 @@
-"""What a hypernetwork is asked with: fields that check their values and map them to the unit interval."""
+"""What a hypernetwork can be asked with: one class per kind of condition."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, final
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
+
+from hypernets.fields import Field, Kind, NumberField, Value, in_range, sized
 
 __all__ = [
     "ArchitectureCode",
@@ -15,112 +16,11 @@ __all__ = [
     "Bounded",
     "Categorical",
     "Examples",
-    "Field",
     "Gaussian",
     "Size",
     "Unit",
-    "Value",
     "field_from_json",
 ]
-
-Value = float | int | Tensor
-Kind = Literal["task", "data", "noise"]
-
-
-@dataclass(frozen=True)
-class Field(ABC):
-    """One part of a condition.
-
-    A value is a tensor ``(K, *shape)``: one entry per weight set. A number stands for K = 1 where ``shape`` is empty.
-
-    Attributes:
-        kind: what the review of Chauhan et al. (arXiv 2306.06955) would call a hypernetwork with this input.
-        static: all values are known beforehand, so that the generated weights are a finite set.
-    """
-
-    kind: ClassVar[Kind] = "task"
-    static: ClassVar[bool] = False
-
-    @property
-    @abstractmethod
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one value."""
-
-    @abstractmethod
-    def check(self, values: Tensor, name: str) -> Tensor:
-        """Return the values, clamped where the field asks for it.
-
-        Raises:
-            ValueError: one is out of range or not a number.
-        """
-
-    def read(self, value: Value, name: str, *, like: Tensor) -> Tensor:
-        """Return a checked value as a tensor ``(K, *shape)`` with the device and dtype of ``like``.
-
-        Args:
-            value: a tensor, whose gradient is kept, or a number.
-            name: of the field, for messages.
-            like: a parameter of the hypernetwork.
-
-        Raises:
-            ValueError: its shape or range is wrong.
-        """
-        values = torch.as_tensor(value, dtype=self.dtype(like), device=like.device)
-        if not self.shape and values.dim() == 0:
-            values = values[None]
-        if values.dim() != 1 + len(self.shape) or not self.fits(tuple(values.shape[1:])):
-            raise ValueError(
-                f"condition {name!r} must have shape (K, {', '.join(map(str, self.shape))}), K weight sets at once, "
-                f"got {tuple(torch.as_tensor(value).shape)}"
-            )
-        return self.check(values, name)
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether one value may have this shape."""
-        return shape == self.shape
-
-    def dtype(self, like: Tensor) -> torch.dtype:
-        """Type that values are kept in."""
-        return like.dtype
-
-    @abstractmethod
-    def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Return ``count`` random values: uniform over the range, normal for noise."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what :func:`field_from_json` needs."""
-        return {"field": type(self).__name__, **asdict(self)}
-
-
-@dataclass(frozen=True)
-class NumberField(Field):
-    """A field of numbers that have a place in [0, 1]."""
-
-    @property
-    def width(self) -> int:
-        """Numbers in one value."""
-        return math.prod(self.shape)
-
-    @abstractmethod
-    def unit(self, values: Tensor) -> Tensor:
-        """Map checked values to [0, 1], elementwise."""
-
-    def raw(self, values: Tensor) -> Tensor:
-        """Return the values as an ordinary hypernetwork, without encoding, would see them."""
-        return self.unit(values)
-
-
-def _in_range(values: Tensor, low: float, high: float, name: str, *, clamp: bool) -> Tensor:
-    """Values within [low, high]; clamped if asked for, refused if not."""
-    seen = values.detach()
-    if not bool(((seen >= low) & (seen <= high)).all()):
-        if not clamp or bool(seen.isnan().any()):
-            raise ValueError(
-                f"condition {name!r} must lie in [{low:g}, {high:g}], got values from {seen.min():g} to "
-                f"{seen.max():g}; widen the range, or pass clamp=True to its field"
-            )
-        return values.clamp(low, high)
-    return values
 
 
 @final
@@ -141,7 +41,7 @@ class Bounded(NumberField):
     clamp: bool = False
 
     def __post_init__(self) -> None:
-        _sized(self.size)
+        sized(self.size)
         if not -math.inf < self.low < self.high < math.inf:
             raise ValueError(f"low < high must hold and both be finite, got low={self.low}, high={self.high}")
 
@@ -150,7 +50,7 @@ class Bounded(NumberField):
         return () if self.size is None else (self.size,)
 
     def check(self, values: Tensor, name: str) -> Tensor:  # noqa: D102
-        return _in_range(values, self.low, self.high, name, clamp=self.clamp)
+        return in_range(values, self.low, self.high, name, clamp=self.clamp)
 
     def unit(self, values: Tensor) -> Tensor:  # noqa: D102
         return (values - self.low) / (self.high - self.low)
@@ -169,14 +69,14 @@ class Unit(NumberField):
     clamp: bool = False
 
     def __post_init__(self) -> None:
-        _sized(self.size)
+        sized(self.size)
 
     @property
     def shape(self) -> tuple[int, ...]:  # noqa: D102
         return () if self.size is None else (self.size,)
 
     def check(self, values: Tensor, name: str) -> Tensor:  # noqa: D102
-        return _in_range(values, 0, 1, name, clamp=self.clamp)
+        return in_range(values, 0, 1, name, clamp=self.clamp)
 
     def unit(self, values: Tensor) -> Tensor:  # noqa: D102
         return values
@@ -197,14 +97,14 @@ class ArchitectureCode(NumberField):
     size: int
 
     def __post_init__(self) -> None:
-        _sized(self.size)
+        sized(self.size)
 
     @property
     def shape(self) -> tuple[int, ...]:  # noqa: D102
         return (self.size,)
 
     def check(self, values: Tensor, name: str) -> Tensor:  # noqa: D102
-        return _in_range(values, 0, 1, name, clamp=False)
+        return in_range(values, 0, 1, name, clamp=False)
 
     def unit(self, values: Tensor) -> Tensor:  # noqa: D102
         return values
@@ -226,14 +126,14 @@ class Gaussian(NumberField):
     size: int
 
     def __post_init__(self) -> None:
-        _sized(self.size)
+        sized(self.size)
 
     @property
     def shape(self) -> tuple[int, ...]:  # noqa: D102
         return (self.size,)
 
     def check(self, values: Tensor, name: str) -> Tensor:  # noqa: D102
-        return _in_range(values, -torch.finfo(values.dtype).max, torch.finfo(values.dtype).max, name, clamp=False)
+        return in_range(values, -torch.finfo(values.dtype).max, torch.finfo(values.dtype).max, name, clamp=False)
 
     def unit(self, values: Tensor) -> Tensor:  # noqa: D102
         mapped: Tensor = torch.special.ndtr(values)
@@ -270,7 +170,7 @@ class Size(NumberField):
         return ()
 
     def check(self, values: Tensor, name: str) -> Tensor:  # noqa: D102
-        return _in_range(values, self.low, self.high, name, clamp=self.clamp)
+        return in_range(values, self.low, self.high, name, clamp=self.clamp)
 
     def unit(self, values: Tensor) -> Tensor:  # noqa: D102
         return (values / self.low).log2() / math.log2(self.high / self.low)
@@ -329,8 +229,8 @@ class Categorical(Field):
     embedding: int = 16
 
     def __post_init__(self) -> None:
-        _sized(self.count)
-        _sized(self.embedding)
+        sized(self.count)
+        sized(self.embedding)
 
     @property
     def shape(self) -> tuple[int, ...]:  # noqa: D102
@@ -346,7 +246,7 @@ class Categorical(Field):
         return Field.read(self, value, name, like=like)
 
     def check(self, values: Tensor, name: str) -> Tensor:  # noqa: D102
-        return _in_range(values, 0, self.count - 1, name, clamp=False)
+        return in_range(values, 0, self.count - 1, name, clamp=False)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:  # noqa: D102
         return torch.randint(self.count, (count,), generator=generator)
@@ -367,8 +267,8 @@ class Examples(Field):
     embedding: int = 32
 
     def __post_init__(self) -> None:
-        _sized(self.size)
-        _sized(self.embedding)
+        sized(self.size)
+        sized(self.embedding)
 
     @property
     def shape(self) -> tuple[int, ...]:  # noqa: D102
@@ -385,11 +285,6 @@ class Examples(Field):
     def draw(self, count: int, generator: torch.Generator) -> Tensor:  # noqa: D102
         del count, generator
         raise ValueError("a set of examples cannot be drawn at random; take it from data")
-
-
-def _sized(size: int | None) -> None:
-    if size is not None and size < 1:
-        raise ValueError(f"sizes and counts must be >= 1, got {size}")
 
 
 def field_from_json(data: Mapping[str, Any]) -> Field:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from hypernets.base import HyperNetwork
 from hypernets.card import HyperCard
-from hypernets.conditions import Field
+from hypernets.fields import Field
 from hypernets.parametrization import Parametrization
 from hypernets.target import Target, TensorSpec
 

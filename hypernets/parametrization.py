@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hypernets.conditions import Categorical, Examples, Field, NumberField
+from hypernets.conditions import Categorical, Examples
+from hypernets.fields import Field, NumberField
 from hypernets.target import Target
 
 __all__ = ["ConditionEncoder", "Encoding", "HeadInit", "Parametrization", "Residual", "ResidualKind", "encode_unit"]

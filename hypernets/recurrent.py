@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hypernets.base import HyperNetwork
 from hypernets.card import HyperCard
 from hypernets.chunks import ChunkHead
-from hypernets.conditions import Field
+from hypernets.fields import Field
 from hypernets.parametrization import Parametrization
 from hypernets.target import Target, TensorSpec
 
