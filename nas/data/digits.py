@@ -51,7 +51,7 @@ class DigitsData(ImageDataModule):
         )
         check_fraction("test_fraction", test_fraction)
         self.test_fraction = test_fraction
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)  # a run logs its whole configuration; the supernet has a seed too
 
     def load(self) -> Splits:
         """Read the digits from the installed scikit-learn: images (N, 1, 8, 8) of 17 grey levels, 10 classes."""

@@ -85,7 +85,7 @@ class ImageData(ImageDataModule):
         self.size = size
         self.channels = channels
         self.train_limit = train_limit
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)  # a run logs its whole configuration; the supernet has a seed too
 
     def load(self) -> Splits:
         """Read the cached tensors, or decode the data set and cache them, then split.

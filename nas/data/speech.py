@@ -129,7 +129,7 @@ class SpeechData(LightningDataModule):
         self.seed = seed
         self._front_end = front_end
         self._splits: SpeechSplits | None = None
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)  # a run logs its whole configuration; the supernet has a seed too
 
     @property
     def splits(self) -> SpeechSplits:

@@ -94,7 +94,7 @@ class TextData(LightningDataModule):
         self.vocabulary = vocabulary
         self.seed = seed
         self._splits: TextSplits | None = None
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)  # a run logs its whole configuration; the supernet has a seed too
 
     @property
     def splits(self) -> TextSplits:

@@ -114,7 +114,7 @@ class TranslationData(LightningDataModule):
         self.seed = seed
         self._splits: dict[str, Pairs] | None = None
         self._tokenizer = torch.zeros(0, dtype=torch.uint8)
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)  # a run logs its whole configuration; the supernet has a seed too
 
     @property
     def splits(self) -> dict[str, Pairs]:

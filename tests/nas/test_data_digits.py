@@ -4,10 +4,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from nas.data import DigitsData
-from search_spaces import construct, describe
+from search_spaces import MLPSpace, construct, describe
+from supernets import Classification, Supernet
 
 
 def pixels(images: Tensor) -> set[tuple[int, ...]]:
@@ -145,3 +147,13 @@ def test_a_resumed_run_sees_the_batches_the_whole_run_sees(tmp_path: Path, step:
         assert torch.equal(labels, expected_labels)
     saved = torch.load(checkpoint, weights_only=True)
     assert saved["datamodule_hyper_parameters"]["crop_padding"] == 1
+
+
+def test_the_seed_of_the_data_may_differ_from_that_of_the_supernet(tmp_path: Path) -> None:
+    space = MLPSpace(64, 10, widths=(4, 8), depths=(1,))
+    trainer = Trainer(
+        accelerator="cpu", max_steps=1, limit_val_batches=0, logger=CSVLogger(tmp_path), enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(Supernet(space, Classification(10), seed=3), datamodule=DigitsData(seed=4))
+    assert trainer.global_step == 1
