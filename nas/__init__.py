@@ -18,6 +18,7 @@ _HOMES = {
     "nas.costs": ("Cost", "MACs", "ModelSize", "Parameters", "macs_of"),
     "nas.data": ("DigitsData", "ImageData", "SpeechData", "TextData", "TranslationData"),
     "nas.evaluation": ("Evaluate", "Screen"),
+    "nas.expected": ("ExpectedMACs",),
     "nas.latency": ("Latency",),
     "nas.objectives": ("Evaluation", "FromScratch", "Objective", "WeightSharing"),
     "nas.sampling": ("UnsatisfiableError", "sample_within"),

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["layer_macs", "operator_macs"]
+__all__ = ["functional_macs", "layer_macs", "operator_macs"]
 
 Call = tuple[Sequence[Any], Mapping[str, Any], Any]
 
@@ -185,3 +185,40 @@ def operator_macs(model: nn.Module, inputs: Sequence[Tensor]) -> int:
         with counter:
             model(*inputs)
     return counter.get_total_flops() // 2 + missed
+
+
+def functional_macs(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, int]:
+    """Return the MACs that a module multiplies itself, outside modules inside it and layers that have a formula.
+
+    By module name; an attention between queries and keys that are layers of their own is one. Together with
+    :func:`layer_macs` these are :func:`operator_macs` where layers and operators agree.
+    """
+    counter = FlopCounterMode(display=False)
+    counts: dict[str, int] = {}
+    entered: list[list[int]] = []  # flops at the start, and those of modules inside
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        entered.append([counter.get_total_flops(), 0])
+
+    def after(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            start, inside = entered.pop()
+            spent = counter.get_total_flops() - start
+            if entered:
+                entered[-1][1] += spent
+            if _formula(module) is None and spent > inside:
+                counts[name] = counts.get(name, 0) + (spent - inside) // 2
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(after(name), with_kwargs=True).remove)
+        stack.enter_context(_evaluating(model))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_ShapesOnly())
+        with counter:
+            model(*inputs)
+    return counts

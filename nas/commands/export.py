@@ -10,7 +10,7 @@ from nas.delivery import deliver, describe_delivery, register
 from nas.known import Known, known_trials
 from nas.trainer import open_supernet
 from search_spaces import Architecture, SearchSpace
-from supernets import weights_version
+from supernets import Supernet, weights_version
 from trials import Trial
 
 __all__ = ["export", "spelt_out"]
@@ -34,8 +34,8 @@ def export(
 
     Args:
         supernet: models:/NAME@alias, a folder that `nas fit` saved, or a .ckpt file.
-        architecture: a JSON object of choices, the identity of an architecture in a study, or one of smallest, middle
-            and largest.
+        architecture: a JSON object of choices, the identity of an architecture in a study, selected (what
+            differentiable search has found), or one of smallest, middle and largest.
         format: safetensors, pt2 or onnx, or a list of them.
         out: folder to write, new or empty.
         study: where to look an identity up; every study in the storage by default.
@@ -52,7 +52,7 @@ def export(
     with silenced():
         located = locate(supernet)
         net, module = open_supernet(located, None, data_from(data), trust=[trust] if isinstance(trust, str) else trust)
-        chosen, trial = spelt_out(architecture, net.space), None
+        chosen, trial = _selected(net) if architecture == "selected" else spelt_out(architecture, net.space), None
         if chosen is None:
             known = known_trials(located, weights=weights_version(net.source), study=study, storage=storage)
             trial = _find(architecture, known)
@@ -62,6 +62,21 @@ def export(
         print(f"\n{describe_delivery(delivered, net, searched=trial)}\n")
         register(delivered, located, trial)
         print(f"wrote {Path(out) / 'manifest.json'}, which says how to load each file with plain PyTorch")
+
+
+def _selected(net: Supernet) -> Architecture:
+    """Return what the sampling rule has found.
+
+    Raises:
+        UsageError: it finds nothing.
+    """
+    found = net.rule.selected()
+    if found is None:
+        raise UsageError(
+            f"--architecture selected needs a supernet trained by differentiable search, and {type(net.rule).__name__} "
+            "selects none; use nas sample, or name an architecture"
+        )
+    return found
 
 
 def spelt_out(text: str, space: SearchSpace) -> Architecture | None:
@@ -83,7 +98,7 @@ def _find(arch_id: str, known: Known) -> Trial:
     found = [trial for trial in known.trials if arch_id and trial.arch_id.startswith(arch_id)]
     if len(found) != 1:
         raise UsageError(
-            f"--architecture must be a JSON object, one of {', '.join(_ENDS)}, or the identity of one trial; "
+            f"--architecture must be a JSON object, one of {', '.join(_ENDS)}, selected, or the identity of one trial; "
             f"{arch_id!r} fits {len(found)} of {len(known.trials)} trials in {known.source}"
         )
     return found[0]
