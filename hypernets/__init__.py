@@ -10,6 +10,7 @@ torch.Size([3, 16, 2])
 
 from hypernets.applying import apply, apply_many
 from hypernets.base import HyperNetwork
+from hypernets.best_response import BestResponseHyperNetwork, Hyperparameters, Tunable
 from hypernets.card import HyperCard
 from hypernets.chunked import ChunkedHyperNetwork
 from hypernets.conditions import (
@@ -19,6 +20,7 @@ from hypernets.conditions import (
     Categorical,
     Examples,
     Gaussian,
+    Real,
     Size,
     Unit,
 )
@@ -41,6 +43,7 @@ from hypernets.target import Target, TensorSpec
 
 __all__ = [
     "ArchitectureCode",
+    "BestResponseHyperNetwork",
     "Bits",
     "Bounded",
     "Categorical",
@@ -53,12 +56,15 @@ __all__ = [
     "HyperCard",
     "HyperNetwork",
     "HyperNetworkFileError",
+    "Hyperparameters",
     "OutputRegularizer",
     "Parametrization",
+    "Real",
     "RecurrentHyperNetwork",
     "Size",
     "Target",
     "TensorSpec",
+    "Tunable",
     "Unit",
     "apply",
     "apply_many",

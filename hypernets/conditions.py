@@ -17,6 +17,7 @@ __all__ = [
     "Categorical",
     "Examples",
     "Gaussian",
+    "Real",
     "Size",
     "Unit",
     "field_from_json",
@@ -138,6 +139,37 @@ class Gaussian(NumberField):
     def unit(self, values: Tensor) -> Tensor:  # noqa: D102
         mapped: Tensor = torch.special.ndtr(values)
         return mapped
+
+    def raw(self, values: Tensor) -> Tensor:  # noqa: D102
+        return values
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:  # noqa: D102
+        return torch.randn((count, self.size), generator=generator)
+
+
+@final
+@dataclass(frozen=True)
+class Real(NumberField):
+    """Numbers without bounds, such as hyperparameters before a transform; mapped to [0, 1] by the logistic function.
+
+    Attributes:
+        size: length of the vector.
+    """
+
+    size: int
+
+    def __post_init__(self) -> None:
+        sized(self.size)
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # noqa: D102
+        return (self.size,)
+
+    def check(self, values: Tensor, name: str) -> Tensor:  # noqa: D102
+        return in_range(values, -torch.finfo(values.dtype).max, torch.finfo(values.dtype).max, name, clamp=False)
+
+    def unit(self, values: Tensor) -> Tensor:  # noqa: D102
+        return values.sigmoid()
 
     def raw(self, values: Tensor) -> Tensor:  # noqa: D102
         return values
@@ -293,7 +325,17 @@ def field_from_json(data: Mapping[str, Any]) -> Field:
     Raises:
         ValueError: its class is unknown.
     """
-    known: tuple[type[Field], ...] = (Unit, Bounded, ArchitectureCode, Gaussian, Size, Bits, Categorical, Examples)
+    known: tuple[type[Field], ...] = (
+        Unit,
+        Bounded,
+        ArchitectureCode,
+        Gaussian,
+        Real,
+        Size,
+        Bits,
+        Categorical,
+        Examples,
+    )
     classes = {cls.__name__: cls for cls in known}
     if data["field"] not in classes:
         raise ValueError(f"field must be one of {list(classes)}, got {data['field']!r}")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from hypernets.base import Condition, HyperNetwork
+from hypernets.best_response import BestResponseHyperNetwork
 from hypernets.chunked import ChunkedHyperNetwork
 from hypernets.conditions import field_from_json
 from hypernets.dense import DenseHyperNetwork
@@ -36,7 +37,12 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-_BUILT_IN: tuple[type[HyperNetwork], ...] = (DenseHyperNetwork, ChunkedHyperNetwork, RecurrentHyperNetwork)
+_BUILT_IN: tuple[type[HyperNetwork], ...] = (
+    DenseHyperNetwork,
+    ChunkedHyperNetwork,
+    RecurrentHyperNetwork,
+    BestResponseHyperNetwork,
+)
 _CARD, _PROVENANCE = "hypernetwork", "generated"
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 

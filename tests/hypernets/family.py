@@ -5,15 +5,26 @@ import functools
 import torch
 from torch import nn
 
-from hypernets import ChunkedHyperNetwork, DenseHyperNetwork, RecurrentHyperNetwork, Target, Unit
+from hypernets import (
+    BestResponseHyperNetwork,
+    ChunkedHyperNetwork,
+    DenseHyperNetwork,
+    RecurrentHyperNetwork,
+    Target,
+    Unit,
+)
 
-GENERATORS = {
+ENCODED = {
     "dense": functools.partial(DenseHyperNetwork, hidden=(6, 10)),
     "chunked": functools.partial(ChunkedHyperNetwork, hidden=(6, 10), chunk=7),
     "low_rank": functools.partial(ChunkedHyperNetwork, hidden=(6, 10), chunk=7, low_rank_above=20, rank=2),
     "recurrent": functools.partial(RecurrentHyperNetwork, width=10, vectors=4, chunk=7),
 }
 HOMOGENEOUS = ("dense", "chunked")
+GENERATORS = {
+    **ENCODED,
+    "best_response": functools.partial(BestResponseHyperNetwork, centred=False),
+}
 
 
 def module():

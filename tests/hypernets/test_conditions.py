@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from hypernets import ArchitectureCode, Bits, Bounded, Categorical, Examples, Gaussian, Size, Unit
+from hypernets import ArchitectureCode, Bits, Bounded, Categorical, Examples, Gaussian, Real, Size, Unit
 from hypernets.conditions import field_from_json
 
 LIKE = torch.zeros(1)
@@ -16,6 +16,7 @@ FIELDS = [
     Bounded(0.1, 0.7, size=2),
     ArchitectureCode(4),
     Gaussian(3),
+    Real(2),
     Size(8, 64),
     Bits((2, 4, 8)),
     Categorical(5, embedding=3),
@@ -57,6 +58,12 @@ def test_values_have_a_place_in_the_unit_interval(field, values, expected):
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32), atol=1e-6, rtol=0)
 
 
+def test_real_numbers_are_mapped_by_the_logistic_function():
+    values = torch.tensor([[-3.0, 0.0, 1.5]])
+    np.testing.assert_allclose(Real(3).unit(values), 1 / (1 + np.exp(-values.numpy())), rtol=1e-5)
+    assert torch.equal(Real(3).raw(values), values)
+
+
 def test_noise_is_mapped_by_its_distribution_function():
     noise = torch.tensor([[-3.0, 0.0, 1.5]])
     np.testing.assert_allclose(Gaussian(3).unit(noise), norm.cdf(noise.numpy()), rtol=1e-5)
@@ -75,6 +82,7 @@ def test_noise_is_mapped_by_its_distribution_function():
         (Unit(), torch.rand(4, 1), "must have shape"),
         (Bounded(1, 2), 0.5, "clamp=True"),
         (Gaussian(2), torch.tensor([[0.0, math.inf]]), "must lie in"),
+        (Real(1), torch.tensor([[math.nan]]), "must lie in"),
         (Size(8, 32), 4, "must lie in"),
         (Bits((2, 4)), 3, r"must be one of \(2, 4\), got \[3.0\]"),
         (Categorical(3), 3, r"must lie in \[0, 2\]"),

@@ -267,6 +267,10 @@ def test_card_on_outputs_matches_behaviour(name):
     def flat():
         return torch.cat([value.detach().flatten() for value in hypernet.deltas(condition).values()])
 
+    if hypernet.card.outputs == "multi-head":
+        heads = [value for n, value in hypernet.named_parameters() if n.startswith("gates")]
+        assert [len(head) for head in heads] == [spec.shape[0] for spec in specs]
+        return
     if hypernet.card.outputs == "once":
         assert hypernet.head.shape[0] == hypernet.target.numel
         return
@@ -292,7 +296,8 @@ def test_card_on_variability_of_outputs_and_architecture_matches_behaviour(name)
     with pytest.raises(ValueError, match="instead of"):
         hypernet.generate(some(hypernet, 1), {"0.weight": (7, 5)})
     recurrent = any(isinstance(layer, nn.RNNBase) for layer in hypernet.modules())
-    assert hypernet.card.architecture == ("rnn" if recurrent else "mlp")
+    gated = any(n.startswith("gates") for n, _ in hypernet.named_parameters())
+    assert hypernet.card.architecture == ("rnn" if recurrent else "gates" if gated else "mlp")
 
 
 def test_a_card_with_an_unknown_criterion_is_refused():

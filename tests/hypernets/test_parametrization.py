@@ -9,7 +9,7 @@ from torch import nn
 
 from hypernets import Bounded, Categorical, Examples, Gaussian, Parametrization, Target, Unit
 from hypernets.parametrization import ConditionEncoder, Residual, encode_unit
-from tests.hypernets.family import GENERATORS, HOMOGENEOUS, make
+from tests.hypernets.family import ENCODED, HOMOGENEOUS, make
 
 
 def code(fields, condition, encoding):
@@ -105,7 +105,7 @@ def test_wrong_switches_are_refused(switches, message):
         Parametrization(**switches)
 
 
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", ENCODED)
 def test_weights_are_the_residual_plus_the_delta_of_the_code(name):
     hypernet = make(name)
     condition = hypernet.draw(4, generator=torch.Generator().manual_seed(0))
@@ -117,7 +117,7 @@ def test_weights_are_the_residual_plus_the_delta_of_the_code(name):
     assert not list(without.residual.parameters())
 
 
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", ENCODED)
 @pytest.mark.parametrize("kind", ["none", "zero", "learned", "frozen"])
 def test_residual_kinds(name, kind):
     hypernet = make(name, parametrization=Parametrization(residual=kind))
@@ -151,7 +151,7 @@ def test_ordinary_weights_are_proportional_to_the_condition_and_magnitude_invari
     assert abs(slopes[0]) < 0.02
 
 
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", ENCODED)
 def test_zero_heads_start_at_the_residual_and_still_learn(name):
     hypernet = make(name, parametrization=Parametrization(head_init="zero"))
     condition = {"strength": torch.rand(3), "mix": torch.rand(3, 3)}
@@ -165,7 +165,7 @@ def test_zero_heads_start_at_the_residual_and_still_learn(name):
     assert all((value != 0).any() for value in deltas.values())
 
 
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", ENCODED)
 def test_hyperfan_heads_start_with_the_deviations_of_an_ordinary_network(name):
     hypernet = make(name, target=Target.of(nn.Sequential(nn.Linear(30, 40), nn.Linear(40, 20))),
                     parametrization=Parametrization(residual="none", head_init="hyperfan"))  # fmt: skip
