@@ -129,8 +129,8 @@ def run(quick: bool = False) -> Result:
     share = statistics.mean(row["MACs / largest"] for row in found)
     return Result(
         rows,
-        f"the architecture found, of {100 * share:.0f} % of the largest one's MACs, is {lead('random search'):+.2f} points "
-        f"from random search at equal cost (asked: > 0; mean of the random ones {lead('random mean'):+.2f}) and "
+        f"the architecture found ({100 * share:.0f} % of the MACs of the largest) is {lead('random search'):+.2f} "
+        f"points from random search at equal cost (asked: > 0; mean of the random ones {lead('random mean'):+.2f}) and "
         f"{lead('largest'):+.2f} from the largest at its own cost (asked: > 0; at equal training MACs "
         f"{lead('largest, as many MACs'):+.2f}); means of {len(rows)} seeds",
         lead("random search") > 0 and lead("largest") > 0,
