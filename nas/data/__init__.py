@@ -17,7 +17,6 @@ __all__ = [
     "ImageData",
     "ImageDataModule",
     "ImageSplit",
-    "SpeechData",
     "Pairs",
     "SpeechData",
     "Splits",
