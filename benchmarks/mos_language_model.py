@@ -4,10 +4,10 @@ Character language models of one megabyte of Shakespeare (decoder-only transform
 feed-forward ratio 1 to 4, context 64). The smallest, the middle and the largest are trained alone; supernets train the
 largest, the smallest and a random subnetwork in each step, all on labels, for the same number of steps on the same
 batches. The gap is the validation loss of a subnetwork with its supernet's weights above that of its twin trained
-alone. The mixture is that of the paper, two experts of every feed-forward network; beside it the authors' control, a
-router that sees no architecture, and a mixture of attention and norms too. Time is that of one step against one of
-plain sharing, taken in turn. Memory is that of parameters, gradients, both moments of AdamW, and what the largest
-forward pass keeps for the backward pass.
+alone. One mixture is that of the paper, two experts of every feed-forward network; the other mixes attention and norms
+too. Each has the authors' control beside it, the same experts behind a router that sees no architecture. Time is that
+of one step against one of plain sharing, taken in turn. Memory is that of parameters, gradients, both moments of AdamW,
+and what the largest forward pass keeps for the backward pass.
 """
 
 import statistics
@@ -38,13 +38,16 @@ from supernets import (
 SEEDS = (0, 1, 2)
 STEPS = 3000
 CONTEXT, BATCH, VOCABULARY = 64, 16, 66
-PLAIN, MIXTURE, CONTROL = "plain sharing", "2 experts of FFNs", "2 experts, constant encoding"
+PLAIN, MIXTURE, WIDER = "plain sharing", "2 experts of FFNs", "2 experts of whole blocks"
+CONTROLS = {MIXTURE: f"{MIXTURE}, constant encoding", WIDER: f"{WIDER}, constant encoding"}
+BLOCKS = ("blocks.*",)
 SIZES = ("smallest", "middle", "largest")
 SOURCES: Mapping[str, Callable[..., WeightSource]] = {
     PLAIN: SharedWeights,
     MIXTURE: MixtureWeights,
-    CONTROL: partial(MixtureWeights, encoding="constant"),
-    "2 experts of whole blocks": partial(MixtureWeights, mixed=("blocks.*",)),
+    CONTROLS[MIXTURE]: partial(MixtureWeights, encoding="constant"),
+    WIDER: partial(MixtureWeights, mixed=BLOCKS),
+    CONTROLS[WIDER]: partial(MixtureWeights, mixed=BLOCKS, encoding="constant"),
 }
 
 
@@ -128,46 +131,56 @@ def costs(quick: bool) -> dict[str, tuple[float, float]]:
     return found
 
 
+def advantage(better: list[float], worse: list[float]) -> tuple[float, float]:
+    """Mean of ``worse - better`` over seeds and its standard error."""
+    differences = [b - a for a, b in zip(better, worse, strict=True)]
+    error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
+    return statistics.fmean(differences), error
+
+
 def run(quick: bool) -> Result:
     steps, seeds = (30, SEEDS[:1]) if quick else (STEPS, SEEDS)
     spent = costs(quick)
     jobs = [(name, seed) for seed in seeds for name in (*SOURCES, *SIZES)]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         found = dict(zip(jobs, pool.map(partial(losses, steps=steps), jobs), strict=True))
-    alone = {(size, seed): found[size, seed][size] for seed in seeds for size in SIZES}
-    gaps = {
-        name: {size: [found[name, seed][size] - alone[size, seed] for seed in seeds] for size in SIZES}
-        for name in SOURCES
-    }
-    mean = {
-        name: statistics.fmean(gap for parts in by_size.values() for gap in parts) for name, by_size in gaps.items()
-    }
+    alone = {size: [found[size, seed][size] for seed in seeds] for size in SIZES}
     rows: list[dict[str, object]] = [
         {
             "weights": "trained alone",
-            **{f"{size}, nats": f"{statistics.fmean(alone[size, seed] for seed in seeds):.4f}" for size in SIZES},
-            "mean gap": "",
-            "sd over seeds": "",
-            "time": "",
-            "memory": "",
+            **{f"{size}, nats": f"{statistics.fmean(alone[size]):.4f}" for size in SIZES},
+            **dict.fromkeys(("mean gap", "below plain sharing", "time", "memory"), ""),
         }
     ]
-    for name, by_size in gaps.items():
-        by_seed = [statistics.fmean(parts) for parts in zip(*by_size.values(), strict=True)]
+    gaps: dict[str, list[float]] = {}
+    for name in SOURCES:
+        apart = {
+            size: [found[name, seed][size] - a for seed, a in zip(seeds, alone[size], strict=True)] for size in SIZES
+        }
+        gaps[name] = [statistics.fmean(parts) for parts in zip(*apart.values(), strict=True)]
+        gain, error = advantage(gaps[name], gaps[PLAIN])
         rows.append(
             {
                 "weights": name,
-                **{f"{size}, nats": f"{statistics.fmean(parts):+.4f}" for size, parts in by_size.items()},
-                "mean gap": f"{mean[name]:+.4f}",
-                "sd over seeds": f"{statistics.stdev(by_seed) if len(seeds) > 1 else 0:.4f}",
+                **{f"{size}, nats": f"{statistics.fmean(parts):+.4f}" for size, parts in apart.items()},
+                "mean gap": f"{statistics.fmean(gaps[name]):+.4f}",
+                "below plain sharing": "" if name == PLAIN else f"{gain:+.4f} +- {error:.4f}",
                 "time": f"{spent[name][0]:.2f} x",
                 "memory": f"{spent[name][1]:.2f} x",
             }
         )
+    verdicts, passed = [], {}
+    for name, control in CONTROLS.items():
+        pairs = [advantage(gaps[name], gaps[other]) for other in (PLAIN, control)]
+        passed[name] = all(gain > 2 * error for gain, error in pairs)
+        (plain, plain_error), (same, same_error) = pairs
+        verdicts.append(
+            f"{name} leave a gap {plain:+.4f} +- {plain_error:.4f} nats below that of plain sharing and "
+            f"{same:+.4f} +- {same_error:.4f} below that of the same experts with a constant encoding"
+        )
     return Result(
         tuple(rows),
-        f"mean gap to networks trained alone over {len(seeds)} seeds and three sizes: {mean[MIXTURE]:+.4f} nats with "
-        f"{MIXTURE}, {mean[PLAIN]:+.4f} with plain sharing, {mean[CONTROL]:+.4f} with a constant encoding (asked: "
-        "smaller than both)",
-        mean[MIXTURE] < min(mean[PLAIN], mean[CONTROL]),
+        f"{len(seeds)} seeds, mean of three sizes, paired, with standard errors: {'; '.join(verdicts)} (asked of "
+        f"{MIXTURE}: below both by more than two standard errors)",
+        passed[MIXTURE],
     )
