@@ -4,11 +4,12 @@ from search_spaces.architecture import Architecture, InvalidArchitectureError
 from search_spaces.cells import CellSpace
 from search_spaces.choice import Candidate, Choice
 from search_spaces.convnet import ConvNetSpace, Head, Stage, Stem, mobilenet_v3_space
-from search_spaces.coupling import Coupling, Couplings, Site, couplings, permuted
+from search_spaces.coupling import Coupling, Couplings, couplings
 from search_spaces.darts import DARTSSpace
 from search_spaces.factory import FactorySpace, from_config
 from search_spaces.mlp import MLPSpace
 from search_spaces.operations import MixedOp
+from search_spaces.permutation import Site, permuted
 from search_spaces.relaxed import RelaxedArchitecture
 from search_spaces.report import SharingReport, TensorSharing, sharing_report
 from search_spaces.seeding import derive_seed
