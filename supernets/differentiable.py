@@ -30,9 +30,11 @@ class DifferentiableRule(nn.Module, SamplingRule):
     step each on the same training batch.
 
     Without a cost, large candidates win nearly always, because they fit better. With ``cost`` alpha minimises
-    ``loss + cost_weight * E[cost] / cost(largest)``; with ``cost_target`` too, in the cost's own unit,
-    ``loss + cost_weight * max(0, E[cost] / cost_target - 1)``: as accurate as the target allows. The expectation is
-    over the sampler and exact (:class:`supernets.expected.Expectation`).
+    ``loss + cost_weight * E[cost] / cost(largest)``. With ``cost_target`` too, in the cost's own unit, it minimises
+    ``loss + cost_weight * E[cost] / cost_target`` while the architecture that it selects at present costs more than the
+    target, and the loss alone while it does not. (A bound on the expectation would not do: while alpha is undecided it
+    is met by selecting the smallest candidates of all.) The expectation is over the sampler and exact
+    (:class:`supernets.expected.Expectation`).
 
     Args:
         sampler: how weights are drawn from alpha; default DrNAS.
@@ -42,7 +44,7 @@ class DifferentiableRule(nn.Module, SamplingRule):
         warmup: steps in which the weights learn alone.
         cost: what is to be small, e.g. ``supernets.ExpectedParameters`` or ``nas.ExpectedMACs``.
         cost_weight: weight of the cost.
-        cost_target: cost above which it counts; ``None``: it always counts.
+        cost_target: cost of the selected architecture above which it counts; ``None``: it always counts.
         held_out: rows of a validation batch in the bilevel schedule.
 
     Attributes:
@@ -154,13 +156,16 @@ class DifferentiableRule(nn.Module, SamplingRule):
             return None
         total = sum((self.sampler.penalty(alpha) for alpha in self._by_size().values()), start=torch.zeros(()))
         if self._expectation is not None:
-            expected = self._expectation(self.mean())
-            if self.cost_target is None:
-                excess = expected / self._largest_cost
-            else:
-                excess = (expected / self.cost_target - 1).clamp_min(0)
-            total = total + self.cost_weight * excess.to(total.dtype)
+            scale = self._largest_cost if self.cost_target is None else self.cost_target
+            if self.cost_target is None or self._selected_cost() > self.cost_target:
+                total = total + (self.cost_weight / scale * self._expectation(self.mean())).to(total.dtype)
         return total
+
+    def _selected_cost(self) -> float:
+        selected, space = self.selected(), self._prepared()
+        assert selected is not None  # noqa: S101 - asked only where alpha is learned
+        assert self._expectation is not None  # noqa: S101 - asked only where there is a cost
+        return float(self._expectation(space.relax(selected)))
 
     def _learns(self, step: int) -> bool:
         return self.sampler.learns and step >= self.warmup
@@ -239,6 +244,7 @@ class DifferentiableRule(nn.Module, SamplingRule):
                     found[f"selected/{choice.name}"] = float(self.alpha[_key(choice.name)].argmax())
             if self.cost is not None and self._expectation is not None:
                 found[f"expected/{self.cost.name}"] = float(self._expectation(mean))
+                found[f"selected/{self.cost.name}"] = self._selected_cost()
         return found
 
 

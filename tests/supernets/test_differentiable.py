@@ -339,6 +339,18 @@ def test_a_cost_drives_alpha_to_small_candidates_and_a_target_only_down_to_it(fi
     assert chosen["far above"] == chosen["none"]
 
 
+def test_a_target_counts_while_the_selected_architecture_costs_more_and_an_expectation_above_it_does_not() -> None:
+    rule = DifferentiableRule(SoftmaxSampler(), cost=ExpectedParameters(), cost_weight=3.0, cost_target=70.0)
+    net = supernet(rule)
+    expectation = Expectation(net.space, ExpectedParameters().terms(Relaxation(net.space)))
+    undecided = {"depth": [0.1, 0.0], "layer1.width": [0.1, 0.0], "layer2.width": [0.1, 0.0]}  # 47 parameters
+    rule.restore(undecided)
+    assert expectation(rule.mean()).item() > 70 > rule.diagnostics()["selected/params"]
+    assert rule.loss(0).item() == 0
+    rule.restore(undecided | {"layer1.width": [0.0, 0.1]})  # 91 parameters
+    assert rule.loss(0).item() == pytest.approx(3.0 * expectation(rule.mean()).item() / 70, rel=1e-6)
+
+
 @pytest.mark.parametrize("step", [0, 1, 4, 5, 13])
 def test_held_out_parts_depend_on_the_step_alone_and_split_batches_evenly(step: int) -> None:
     def loader() -> Iterator[tuple[Tensor, str]]:
