@@ -97,7 +97,7 @@ def ratio(times: dict[str, list[float]], slow: str, fast: str) -> float:
 
 
 def run(quick: bool) -> Result:
-    """Fifty rounds; ``quick`` takes ten."""
+    """Twenty rounds; ``quick`` takes five."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     target = Target.of(mlp())
@@ -109,7 +109,7 @@ def run(quick: bool) -> Result:
     if importlib.util.find_spec("hyperlight"):
         made[PEER] = peer()
     plain = mlp()
-    rounds = 10 if quick else 50
+    rounds = 5 if quick else 20
     steps = medians({"the target alone": Step(plain, plain), **{n: step for n, (step, _) in made.items()}}, rounds)
     with torch.no_grad():
         generation = medians({name: generate for name, (_, generate) in made.items()}, rounds)

@@ -65,7 +65,7 @@ class RecurrentHyperNetwork(HyperNetwork):
         self.low_rank_above, self.rank = low_rank_above, rank
         self.head = ChunkHead(target, width, chunk=chunk, low_rank_above=low_rank_above, rank=rank)
         self.table = nn.Parameter(torch.randn(self.head.count, vectors))
-        self.recurrence = nn.LSTM(self.encoder.width + vectors, width, batch_first=True)
+        self.recurrence = self._lstm()
         self.finish()
 
     @property
@@ -97,6 +97,14 @@ class RecurrentHyperNetwork(HyperNetwork):
             yield self.head(features[:, _shifted(rows, done)], specs)
             done = last
 
+    def _lstm(self) -> nn.LSTM:
+        """An LSTM whose gates start with variance 1 from a code of norm 1, and 1 from the chunk vectors."""
+        lstm = nn.LSTM(self.encoder.width + self.vectors, self.width, batch_first=True)
+        weight: Tensor = lstm.get_parameter("weight_ih_l0")
+        nn.init.normal_(weight[:, : self.encoder.width])
+        nn.init.normal_(weight[:, self.encoder.width :], std=self.vectors**-0.5)
+        return lstm
+
     def _run(self, code: Tensor, start: int, end: int, state: _State | None) -> tuple[Tensor, _State | None]:
         """Features ``(K, end - start, width)`` of some chunks, and the state after them."""
         if end <= start or not len(code):
@@ -127,7 +135,7 @@ class RecurrentHyperNetwork(HyperNetwork):
         if extra < 1:
             raise ValueError(f"extra must be >= 1, got {extra}")
         old, self.width = self.recurrence, self.width + extra
-        self.recurrence = nn.LSTM(old.input_size, self.width, batch_first=True)
+        self.recurrence = self._lstm()
         self.recurrence.to(self.table.device, self.table.dtype)
         for name, value in old.named_parameters():
             new = dict(self.recurrence.named_parameters())[name].view(4, self.width, -1)  # one block per gate
