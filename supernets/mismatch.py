@@ -9,7 +9,29 @@ from torch import Tensor
 
 from search_spaces import SearchSpace
 
-__all__ = ["explained"]
+__all__ = ["check_data", "explained"]
+
+
+def check_data(space: SearchSpace, data: Any) -> None:
+    """Refuse data with tokens that the networks do not know, or longer than they take.
+
+    Args:
+        space: of the networks; one without ``vocabulary`` or ``context`` takes any.
+        data: the data module, if any, set up; one without ``vocabulary_size`` or ``max_length`` is taken.
+
+    Raises:
+        ValueError: saying what is too large, before a batch breaks the table of tokens or positions.
+    """
+    for field, said, unit in (
+        ("vocabulary", "vocabulary_size", "different tokens"),
+        ("context", "max_length", "tokens"),
+    ):
+        known, given = getattr(space, field, None), getattr(data, said, None)
+        if known is not None and given is not None and given > known:
+            raise ValueError(
+                f"{type(space).__name__}.{field} must be at least {given}, the {unit} of {type(data).__name__}, got "
+                f"{known}; raise it in model.space, or make the data smaller"
+            )
 
 
 @contextmanager

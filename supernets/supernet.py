@@ -21,7 +21,7 @@ from search_spaces import Architecture, RelaxedArchitecture, SearchSpace, descri
 from supernets.calibration import calibrate, calibration_batches, norms
 from supernets.card import card
 from supernets.held_out import HeldOut
-from supernets.mismatch import explained
+from supernets.mismatch import check_data, explained
 from supernets.rules import SamplingRule, SandwichRule, Slot
 from supernets.sorting import sort_channels
 from supernets.tasks import Task
@@ -85,6 +85,7 @@ class Supernet(L.LightningModule):
         self.source = source(space)
         self.rule = SandwichRule() if rule is None else rule
         self.rule.check(space, self.source)
+        task.check(space)
         self.rule.prepare(space, self.source, seed=seed)
         self.optimizer = optimizer
         self.schedule = schedule
@@ -278,7 +279,8 @@ class Supernet(L.LightningModule):
         scheduler.step()  # type: ignore[union-attr]
 
     def on_fit_start(self) -> None:
-        """Refuse a length or a distributed strategy that cannot work, before anything is trained."""
+        """Refuse data, a length or a distributed strategy that cannot work, before anything is trained."""
+        check_data(self.space, self.trainer.datamodule)  # type: ignore[attr-defined]
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.rule.check_length(self.trainer.estimated_stepping_batches)
         self._held_out = None

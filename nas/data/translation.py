@@ -128,6 +128,11 @@ class TranslationData(LightningDataModule):
             self._splits = self._load()
         return self._splits
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of different tokens that a network must know; few sentences may make fewer."""
+        return self.vocabulary
+
     def _load(self) -> dict[str, Pairs]:
         files = parquet_files(self.path)
         stats = [(name, Path(name).stat()) for names in files.values() for name in names]

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torchmetrics
 from torch import Tensor, nn
 
+from search_spaces import SearchSpace
+
 __all__ = ["Task"]
 
 
@@ -22,6 +24,17 @@ class Task(ABC):
 
     headline: str
     quantities: Mapping[str, tuple[str, Literal["minimize", "maximize"]]]
+
+    def check(self, space: SearchSpace) -> None:
+        """Refuse a space whose networks do not fit this task, before training. Default: take any.
+
+        Only what a space says of itself in public attributes such as ``num_classes``, ``vocabulary``, ``context`` and
+        ``padding`` is compared; a space without them is taken.
+
+        Raises:
+            ValueError: saying what does not go together and what to use instead.
+        """
+        del space
 
     @abstractmethod
     def inputs(self, batch: Any) -> tuple[Tensor, ...]:

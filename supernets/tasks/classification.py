@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
+from search_spaces import SearchSpace
 from supernets.distillation import Distillation, SoftTargets
 from supernets.tasks.base import Task
 
@@ -50,6 +51,15 @@ class Classification(Task):
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.distillation = SoftTargets() if distillation is None else distillation
+
+    def check(self, space: SearchSpace) -> None:
+        """Refuse networks of another number of classes."""
+        classes = getattr(space, "num_classes", self.num_classes)
+        if classes != self.num_classes:
+            raise ValueError(
+                f"Classification.num_classes must be that of the space, got {self.num_classes} and "
+                f"{type(space).__name__}.num_classes={classes}; make both the number of classes in the data"
+            )
 
     def inputs(self, batch: Any) -> tuple[Tensor, ...]:
         """Return ``(images,)``."""

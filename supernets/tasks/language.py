@@ -9,6 +9,7 @@ import torchmetrics
 from torch import Tensor
 from torch.nn import functional as F
 
+from search_spaces import SearchSpace
 from supernets.distillation import Distillation, SoftTargets
 from supernets.tasks.base import Task
 
@@ -69,6 +70,16 @@ class LanguageModelling(Task):
         self.label_smoothing = label_smoothing
         self.characters_per_token = characters_per_token
         self.distillation = SoftTargets() if distillation is None else distillation
+
+    def check(self, space: SearchSpace) -> None:
+        """Refuse classifiers."""
+        classes = getattr(space, "num_classes", None)
+        if classes is not None:
+            raise ValueError(
+                "LanguageModelling needs networks that predict the next token, and those of "
+                f"{type(space).__name__} tell {classes} classes apart; use TransformerSpace with num_classes: null, or "
+                f"Classification({classes})"
+            )
 
     def inputs(self, batch: Any) -> tuple[Tensor, ...]:
         """Return ``(tokens,)``."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.text import SacreBLEUScore
 
+from search_spaces import SearchSpace
 from supernets.distillation import Distillation, SoftTargets
 from supernets.tasks.base import Task
 
@@ -98,6 +99,28 @@ class Translation(Task):
         self.end = end
         self.max_length = max_length
         self.distillation = SoftTargets() if distillation is None else distillation
+
+    def check(self, space: SearchSpace) -> None:
+        """Refuse another padding than that of the networks, tokens they do not know, and more tokens than they take."""
+        name = type(space).__name__
+        padding = getattr(space, "padding", self.padding)
+        if padding != self.padding:
+            raise ValueError(
+                f"Translation.padding must be the token that the networks do not look at, got {self.padding} and "
+                f"{name}.padding={padding}; make both the padding of the data"
+            )
+        known = getattr(space, "vocabulary", None)
+        if known is not None and max(self.padding, self.begin, self.end) >= known:
+            raise ValueError(
+                f"Translation.padding, begin and end must be among the {known} tokens of {name}.vocabulary, got "
+                f"{self.padding}, {self.begin} and {self.end}; use the special tokens of the data"
+            )
+        context = getattr(space, "context", None)
+        if context is not None and self.max_length > context:
+            raise ValueError(
+                f"Translation.max_length must be at most {name}.context={context}, the most tokens that a network "
+                f"takes, got {self.max_length}; lower it or raise the context"
+            )
 
     def inputs(self, batch: Any) -> tuple[Tensor, ...]:
         """Return ``(source, target)``."""
