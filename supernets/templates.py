@@ -41,12 +41,14 @@ class TemplateWeights(WeightSource):
       buy is :func:`supernets.grow`, which makes new parts from the same templates (MixtureGrowth, Sec. 3, arXiv
       2311.04251).
 
-    Coefficients start as orthogonal rows of length one, templates as independent draws of the layers' own
-    initialisation, so that mixed tensors start with the variance of plain ones.
+    Templates start as independent draws of the layers' own initialisation, those of one bank scaled to a common root
+    mean square. Coefficients start as orthogonal rows, of length one or, in a shared bank, of the root mean square of
+    their tensor over the common one. So mixed tensors start in the size of plain ones, and at zero where those do.
 
     Args:
         space: the space whose architectures are filled.
-        templates: in a bank; one that serves fewer tensors has as many as it serves where ``share="shape"``.
+        templates: in a bank; one that serves fewer tensors has as many as it serves where ``share="shape"``, without
+            those that start at zero.
         share: what has a bank in common.
         tensors: globs over tensors of the largest build that are mixed; default every matrix and kernel that can be.
         seed: of the initial weights. The global random state is left as it was.
@@ -86,18 +88,14 @@ class TemplateWeights(WeightSource):
                     torch.manual_seed(derive_seed(seed, "template", number))
                     draws.append(dict(space.superset().named_parameters()))
             torch.manual_seed(derive_seed(seed, "coefficients"))
-            self.coefficients = nn.ParameterList(
-                _orthogonal(len(names), templates if share == "layer" else min(templates, len(names)))
+            starts = [
+                _own_bank([draw[names[0]] for draw in draws])
+                if share == "layer"
+                else _shared_bank([initial[name] for name in names], templates)
                 for names in groups
-            )
-        self.banks = nn.ParameterList(
-            torch.stack(
-                [draw[names[0]] for draw in draws] if share == "layer" else [initial[n] for n in names[:templates]]
-            )
-            .detach()
-            .clone()
-            for names in groups
-        )
+            ]
+        self.coefficients = nn.ParameterList(start.coefficients for start in starts)
+        self.banks = nn.ParameterList(start.templates for start in starts)
         self._rows = {name: (bank, row) for bank, names in enumerate(groups) for row, name in enumerate(names)}
 
     def _groups(self, stored: Mapping[str, Tensor]) -> list[list[str]]:
@@ -157,6 +155,24 @@ class TemplateWeights(WeightSource):
     def diagnostics(self) -> Mapping[str, float]:
         """Return ``stored_ratio``: numbers stored, as a multiple of those that plain sharing stores."""
         return {"stored_ratio": sum(parameter.numel() for parameter in self.parameters()) / self._plain}
+
+
+def _own_bank(draws: Sequence[Tensor]) -> Bank:
+    """How the bank of one tensor starts: independent draws of its initialisation."""
+    return Bank(_orthogonal(1, len(draws)), torch.stack([draw.detach() for draw in draws]))
+
+
+def _shared_bank(tensors: Sequence[Tensor], most: int) -> Bank:
+    """How the bank of several tensors starts: the first of them, scaled alike; each keeps its own root mean square."""
+    sizes = torch.stack([tensor.detach().square().mean().sqrt() for tensor in tensors])
+    common = sizes.square().mean().sqrt()
+    if common == 0:
+        return Bank(
+            _orthogonal(len(tensors), min(most, len(tensors))), torch.stack([t.detach() for t in tensors[:most]])
+        )
+    first = torch.nonzero(sizes).flatten()[:most].tolist()
+    coefficients = _orthogonal(len(tensors), len(first)) * (sizes / common)[:, None]
+    return Bank(coefficients, torch.stack([tensors[row].detach() * (common / sizes[row]) for row in first]))
 
 
 def _orthogonal(rows: int, columns: int) -> Tensor:

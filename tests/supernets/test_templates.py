@@ -72,12 +72,57 @@ def test_coefficients_start_orthogonal_and_weights_with_the_variance_of_plain_on
     for share in ("shape", "layer"):
         source = TemplateWeights(space, templates=4, share=share)
         for rows in source.coefficients:
-            gram = (rows @ rows.T).detach()
-            torch.testing.assert_close(gram, torch.eye(len(rows)), atol=1e-5, rtol=0)
+            directions = nn.functional.normalize(rows.detach(), dim=1)
+            torch.testing.assert_close(directions @ directions.T, torch.eye(len(rows)), atol=1e-5, rtol=0)
         plain, mixed = SharedWeights(space)(space.largest()), source(space.largest())
         for name, tensor in plain.items():
             if tensor.ndim > 1:
                 assert float(mixed[name].detach().std() / tensor.detach().std()) == pytest.approx(1, abs=0.15)
+
+
+class Unequal(nn.Module):
+    """Layers of one shape that start at zero, small and large."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        for name, scale in (("zero", 0.0), ("small", 0.01), ("large", 1.0), ("nothing", 0.0)):
+            layer = nn.Linear(40, width)
+            nn.init.normal_(layer.weight, std=scale)
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([layer(x) for layer in self.children()], dim=1)
+
+
+@pytest.mark.parametrize("templates", [1, 2, 3])
+def test_layers_of_one_bank_start_in_the_size_that_their_own_initialisation_gives(templates: int) -> None:
+    space = FactorySpace(Unequal, {"width": [20, 40]}, input_shape=(40,))
+    source = TemplateWeights(space, templates=templates)
+    (bank,) = source.banks
+    assert len(bank) == min(templates, 2), "zeros are no templates"
+    mixed = source(space.largest())
+    for name, size in (("zero", 0.0), ("small", 0.01), ("large", 1.0), ("nothing", 0.0)):
+        assert float(mixed[f"{name}.weight"].detach().square().mean()) ** 0.5 == pytest.approx(size, rel=0.15)
+    mixed["zero.weight"].sum().backward()
+    (coefficients,) = source.coefficients
+    assert coefficients.grad is not None
+    assert float(coefficients.grad[0].abs().min()) > 0, "a layer that starts at zero can leave it"
+
+
+def test_a_bank_of_zeros_starts_at_zero_and_can_leave_it() -> None:
+    def build(width: int) -> nn.Module:
+        network = nn.Sequential(nn.Linear(4, width), nn.Linear(width, 4), nn.Linear(4, width))
+        nn.init.zeros_(network[0].weight)
+        nn.init.zeros_(network[2].weight)
+        return network
+
+    source = TemplateWeights(FactorySpace(build, {"width": [2, 5]}, input_shape=(4,)))
+    weight = source(source.space.largest())["0.weight"]
+    assert not weight.any()
+    weight.sum().backward()
+    (bank,) = source.banks
+    assert bank.grad is not None
+    assert bool(bank.grad.any())
 
 
 def test_a_source_whose_every_tensor_is_mixed_still_knows_its_device() -> None:
