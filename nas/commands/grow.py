@@ -18,8 +18,8 @@ from nas.commands.tables import amount, table
 from nas.objectives import prepare
 from nas.standalone import score
 from nas.trainer import open_supernet
-from search_spaces import Architecture, SearchSpace
-from supernets import Ensemble, SharedWeights, Supernet, calibration_batches, member_of, save
+from search_spaces import Architecture, SearchSpace, construct, describe
+from supernets import Ensemble, SamplingRule, SharedWeights, Supernet, calibration_batches, member_of, save
 from supernets.growth import grow as grown_from
 
 __all__ = ["grow"]
@@ -130,15 +130,16 @@ def _configured(path: Path) -> Supernet:
 
 
 def _plainly_shared(net: Supernet) -> Supernet:
-    """The same supernet with plainly shared weights: those of its largest architecture."""
+    """The same supernet with plainly shared weights, those of its largest architecture, and what its rule learned."""
     shared = Supernet(
         net.space,
         net.task,
         source=lambda space: SharedWeights(space, seed=net.seed),
-        rule=net.rule,
+        rule=construct(describe(net.rule), SamplingRule),
         calibration=net.calibration,
         seed=net.seed,
     )
+    shared.rule.restore(net.rule.learned())
     shared.source.assign(net.space.largest(), net.source(net.space.largest()))
     return shared
 

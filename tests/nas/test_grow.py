@@ -101,6 +101,18 @@ def test_one_network_grows_within_its_own_space(
         assert torch.equal(after.source(small)[name], tensor)
 
 
+def test_what_the_rule_has_learned_grows_along(members: list[str], folder: Path) -> None:
+    del members
+    sandwich = "rule: {class_path: supernets.SandwichRule, init_args: {n_random: 1}}"
+    alpha = "rule: {class_path: supernets.DifferentiableRule, init_args: {schedule: single, lr: 0.5}}"
+    config = write_config(folder, WIDE, (sandwich, alpha), ("study: small", "study: alpha"), name="alpha.yaml")
+    assert main(["fit", "-c", config, *OFF, "--trainer.max_steps", "1"]) == 0
+    learned = load("runs/alpha/fit-1/supernet").rule.learned()
+    assert any(abs(value) > 0.1 for values in learned.values() for value in values)
+    assert main(["grow", "runs/alpha/fit-1/supernet", "--architecture", "smallest", "--out", "alpha"]) == 0
+    assert load("alpha").rule.learned() == learned
+
+
 def test_choices_that_only_the_wider_space_has_are_at_their_smallest_in_the_trained_network(
     members: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
