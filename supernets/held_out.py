@@ -16,7 +16,8 @@ class HeldOut:
 
     Args:
         loader: makes an iterable over the batches, the same at every call.
-        rows: wanted rows of a part; a batch is split into parts that differ by one row at most.
+        rows: wanted rows of a part; a batch is split into parts that differ by one row at most. A batch of a single
+            row is left out, because batch norm cannot train on it.
     """
 
     def __init__(self, loader: Callable[[], Iterable[Any]], rows: int) -> None:
@@ -30,14 +31,14 @@ class HeldOut:
         """Return the part of ``step``.
 
         Raises:
-            ValueError: there are no batches.
+            ValueError: there are no batches of two or more rows.
         """
         if step != self._next:
             self._count = sum(1 for _ in self._pass())
             if self._count == 0:
                 raise ValueError(
-                    "architecture parameters learn from the validation split, which is empty; set "
-                    "data.validation_fraction above 0, or schedule: single"
+                    "architecture parameters learn from batches of two or more rows of the validation split, which has "
+                    "none; set data.validation_fraction above 0 and evaluate in larger batches, or set schedule: single"
                 )
             self._parts = self._pass()
             for _ in range(step % self._count):
@@ -51,7 +52,7 @@ class HeldOut:
     def _pass(self) -> Iterator[Any]:
         for batch in self.loader():
             total = next(len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
-            parts = max(1, round(total / self.rows))
+            parts = min(max(1, round(total / self.rows)), total // 2)
             for part in range(parts):
                 start, end = total * part // parts, total * (part + 1) // parts
                 yield tree_map(lambda leaf, s=start, e=end: leaf[s:e] if isinstance(leaf, Tensor) else leaf, batch)

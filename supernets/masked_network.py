@@ -74,7 +74,11 @@ class _WeightedNorm(nn.Module):
         """Return the normalised features."""
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
         scale, bias = self._parameters["weight"], self._parameters["bias"]
-        return weighted_norm(x, self._weights().to(x.dtype), scale=scale, bias=bias, eps=eps, centre=self.centre)
+        wide = torch.promote_types(x.dtype, torch.float32)  # sums of squares overflow in half precision
+        with torch.autocast(x.device.type, enabled=False):
+            return weighted_norm(
+                x.to(wide), self._weights().to(wide), scale=scale, bias=bias, eps=eps, centre=self.centre
+            )
 
 
 @final

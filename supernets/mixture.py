@@ -107,6 +107,7 @@ class MixtureWeights(WeightSource):
         self.router = self._make_router(shapes)
         self._span = float(space.encode(space.smallest()).mean()), float(space.encode(space.largest()).mean())
         self._codes: ThreadCache[Architecture, Tensor] = ThreadCache(maxsize=256)
+        self._trainings = 0
         self._mixtures: ThreadCache[tuple[Architecture, bool], tuple[object, dict[str, Tensor]]] = ThreadCache(8)
 
     def _matched(self) -> dict[str, tuple[int, ...]]:
@@ -197,18 +198,25 @@ class MixtureWeights(WeightSource):
     def forward(self, architecture: Architecture) -> dict[str, Tensor]:
         """Return the mixed tensors of ``architecture``; see :class:`WeightSource`.
 
-        Without gradients, the mixtures of the last few architectures are kept until a parameter changes (writes
-        through ``.data``, which PyTorch does not count, go unnoticed); treat what is returned as read-only.
+        In evaluation mode and without gradients, the mixtures of the last few architectures are kept until a parameter
+        changes or the source goes back to training; treat what is returned as read-only. (Writes that PyTorch does not
+        count, those through ``.data`` and of fused optimisers, go unnoticed unless training mode lies between.)
         """
-        if torch.is_grad_enabled() or any(parameter.is_inference() for parameter in self.parameters()):
+        keeps = not self.training and not torch.is_grad_enabled()
+        if not keeps or any(parameter.is_inference() for parameter in self.parameters()):
             tensors = self._mix(architecture)
         else:
             tensors = dict(self._kept(architecture))
         return tensors | self.shared.shared_buffers(architecture)
 
+    def train(self, mode: bool = True) -> "MixtureWeights":
+        """Switch between training, where no mixture is kept, and evaluation."""
+        self._trainings += mode
+        return super().train(mode)
+
     def _kept(self, architecture: Architecture) -> dict[str, Tensor]:
         """This thread's mixture of ``architecture`` at the present weights."""
-        state = tuple((parameter.data_ptr(), parameter._version) for parameter in self.parameters())
+        state = self._trainings, tuple((parameter.data_ptr(), parameter._version) for parameter in self.parameters())
         key = architecture, torch.is_inference_mode_enabled()
         kept, tensors = self._mixtures.get(key, lambda: (state, self._mix(architecture)))
         if kept != state:

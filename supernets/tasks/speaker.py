@@ -28,6 +28,10 @@ def _operating_points(targets: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     return misses, 1 - passed
 
 
+def _undefined(targets: Tensor, others: Tensor) -> bool:
+    return not (len(targets) and len(others) and bool(targets.isfinite().all() & others.isfinite().all()))
+
+
 def equal_error_rate(targets: Tensor, others: Tensor) -> Tensor:
     """Return the error rate where misses and false alarms are equally frequent.
 
@@ -39,9 +43,9 @@ def equal_error_rate(targets: Tensor, others: Tensor) -> Tensor:
         others: ``(M,)`` scores of pairs by two speakers.
 
     Returns:
-        ``()`` fraction in [0, 1]; NaN where there are no trials of one kind.
+        ``()`` fraction in [0, 1]; NaN where there are no trials of one kind or a score is not finite.
     """
-    if not len(targets) or not len(others):
+    if _undefined(targets, others):
         return torch.tensor(math.nan, device=targets.device)
     misses, alarms = _operating_points(targets, others)
     after = int(torch.nonzero(misses >= alarms)[0])  # the last point misses all, so there is one; the first misses none
@@ -62,9 +66,9 @@ def minimum_detection_cost(targets: Tensor, others: Tensor, p_target: float) -> 
         p_target: prior probability ``p`` of a pair by one speaker.
 
     Returns:
-        ``()`` in [0, 1]; NaN where there are no trials of one kind.
+        ``()`` in [0, 1]; NaN where there are no trials of one kind or a score is not finite.
     """
-    if not len(targets) or not len(others):
+    if _undefined(targets, others):
         return torch.tensor(math.nan, device=targets.device)
     misses, alarms = _operating_points(targets, others)
     return ((p_target * misses + (1 - p_target) * alarms).min() / min(p_target, 1 - p_target)).float()

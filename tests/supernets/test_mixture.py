@@ -1,5 +1,6 @@
 """Mixtures of experts: the equations, what keeps experts apart, kept mixtures, and what is refused."""
 
+import copy
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -322,9 +323,25 @@ def test_the_constant_encoding_hides_the_architecture_from_the_router() -> None:
         assert not torch.allclose(told, open_source(space.largest())["linear1.weight"][:4], atol=1e-3)
 
 
-def test_a_mixture_is_kept_until_a_weight_changes() -> None:
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}])
+def test_training_between_two_evaluations_is_seen(options: dict[str, bool]) -> None:
     space = mlp()
     source = MixtureWeights(space)
+    optimizer = torch.optim.AdamW(source.parameters(), lr=0.1, **options)  # type: ignore[arg-type]
+    for _ in range(3):
+        source.eval()
+        with torch.no_grad():
+            kept = {name: tensor.clone() for name, tensor in source(space.largest()).items()}
+        fresh = copy.deepcopy(source)(space.largest())
+        assert all(torch.equal(kept[name], fresh[name]) for name in fresh)
+        source.train()
+        source(space.largest())["linear1.weight"].square().sum().backward()
+        optimizer.step()
+
+
+def test_a_mixture_is_kept_until_a_weight_changes() -> None:
+    space = mlp()
+    source = MixtureWeights(space).eval()
     architecture = space.middle()
     with torch.no_grad():
         first, again = source(architecture), source(architecture)
@@ -348,6 +365,7 @@ def test_a_mixture_is_kept_until_a_weight_changes() -> None:
 def test_tensors_of_inference_mode_are_not_handed_to_training() -> None:
     space = mlp()
     source = MixtureWeights(space)
+    source.eval()
     with torch.inference_mode():
         assert source(space.smallest())["head.weight"].is_inference()
     with torch.no_grad():

@@ -285,3 +285,18 @@ def test_transformed_kernels_are_refused() -> None:
     space = ConvNetSpace([Stage((4,), (1,), (3, 5))], 3, resolutions=(6,))
     with pytest.raises(ValueError, match="set kernel_transform: false"):
         SharedWeights(space, kernel_transform=True).relaxed(space.relax(space.largest()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_norm_under_weights_keeps_its_precision_under_autocast(dtype: torch.dtype) -> None:
+    space = TransformerSpace(7, 5, widths=(6, 8), depths=(1,), heads=(2,), ffn_ratios=(2,), head_dim=4, num_classes=4)
+    relaxation = SharedWeights(space).relaxation
+    norm = next(
+        m for m in relaxation._build(torch.device("cpu")).module.modules() if type(m).__name__ == "_WeightedNorm"
+    )
+    norm._weights = lambda: torch.ones(8)
+    norm.weight, norm.bias = nn.Parameter(torch.ones(8)), nn.Parameter(torch.zeros(8))
+    x = torch.randn(3, 8) + 300
+    with torch.autocast("cpu", dtype=dtype):
+        found = norm(x)
+    torch.testing.assert_close(found, nn.functional.layer_norm(x, (8,)), rtol=1e-4, atol=1e-3)

@@ -183,3 +183,11 @@ def test_a_supernet_trains_and_its_subnetworks_export(fit: Callable[..., L.Train
         small, space.inputs(architecture, 2), tmp_path / "out", formats=["safetensors", "pt2"], manifest={"a": 1}
     )
     assert max(done.parity.values()) < 1e-5
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_scores_that_are_not_finite_have_no_error_rate(broken: float) -> None:
+    targets, others = torch.tensor([0.9, broken]), torch.tensor([0.1, 0.2])
+    assert equal_error_rate(targets, others).isnan()
+    assert equal_error_rate(others, targets).isnan()
+    assert minimum_detection_cost(targets, others, 0.01).isnan()

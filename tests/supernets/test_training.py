@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from search_spaces import Architecture, Choice, MLPSpace, SearchSpace
+from search_spaces import Architecture, Choice, FactorySpace, MLPSpace, SearchSpace
 from supernets import Classification, SandwichRule, SharedWeights, Slot, SoftTargets, Supernet, UniformRule
 from tests.supernets.conftest import Batches
 
@@ -213,3 +213,36 @@ def test_data_that_do_not_fit_are_told_at_the_first_batch_and_defects_later_keep
         fit(supernet, Batches([bad]), 1)
     with pytest.raises((RuntimeError, IndexError), match=reason):
         fit(supernet, Batches([good, bad]), 2)
+
+
+class Normed(nn.Module):
+    """Norms of every kind, and dropout."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(12, width)
+        self.group, self.root, self.layer = nn.GroupNorm(2, width), nn.RMSNorm(width), nn.LayerNorm(width)
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.dropout(self.layer(self.root(self.group(self.inner(x))))))
+        return logits
+
+
+def test_every_kind_of_norm_is_spared_weight_decay(labelled: Any, fit: Fit) -> None:
+    space = FactorySpace(Normed, {"width": [4, 8]}, input_shape=(12,))
+    supernet = Supernet(space, Classification(4))
+    optimizer = fit(supernet, labelled(space), steps=1).optimizers[0]
+    names = {id(p): n.removeprefix("source.largest.") for n, p in supernet.named_parameters()}
+    decayed = {names[id(p)] for g in optimizer.param_groups if g["weight_decay"] > 0 for p in g["params"]}
+    assert decayed == {"inner.weight", "head.weight"}
+
+
+def test_a_score_is_that_of_a_student_without_regularisation(labelled: Any) -> None:
+    space = FactorySpace(Normed, {"width": [4, 8]}, input_shape=(12,))
+    supernet = Supernet(space, Classification(4, label_smoothing=0.2))
+    (batch, *_) = labelled(space).batches
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(supernet.extract(space.largest())(batch[0]), batch[1])
+    assert supernet.score(space.largest(), batch) == pytest.approx(float(expected), rel=1e-5)
