@@ -13,7 +13,7 @@ SIZES: dict[str, Any] = {"widths": (8, 12), "depths": (1, 2), "heads": (1, 2), "
 
 def extracted(space: SearchSpace) -> torch.nn.Module:
     """A subnetwork whose outputs are far from zero."""
-    supernet = Supernet(space, Translation())
+    supernet = Supernet(space, Translation(max_length=6))
     assert isinstance(supernet.source, SharedWeights)
     for parameter in supernet.source.stored().values():
         torch.nn.init.normal_(parameter, std=0.5)
