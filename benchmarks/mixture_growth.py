@@ -2,12 +2,14 @@
 
 Two members of half the width are trained in template form, put side by side by each mode of ``grow``, and the grown
 network is trained for a few steps more. Beside it: the members' ensemble, and the wide network trained from scratch for
-as many multiply-accumulates as members and tuning took together. Once with a perceptron of three hidden layers, which
-is what is judged, and once with a small residual network.
+as many multiply-accumulates as members and tuning took together. Judged is a perceptron of three hidden layers whose
+templates start normal with variance 2 / fan-in (He et al., arXiv 1502.01852). Beside it, unjudged: the same perceptron
+with the smaller start that PyTorch gives its layers, and a small residual network.
 """
 
 import copy
 import functools
+import math
 import statistics
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -44,6 +46,7 @@ from supernets.growth import Mode
 SEEDS = (0, 1, 2)
 STEPS, TUNING = 800, 200
 TEMPLATES = 3
+JUDGED = "perceptron"
 MODES: tuple[Mode, ...] = ("orthogonal", "random", "zero")
 
 
@@ -54,8 +57,10 @@ def spaces() -> dict[str, SearchSpace]:
         Stage((16, 32), (2,), stride=2, block="residual"),
         Stage((32, 64), (1,), stride=2, block="residual"),
     ]
+    perceptron = MLPSpace(192, 10, widths=(128, 256), depths=(3,))
     return {
-        "perceptron": MLPSpace(192, 10, widths=(128, 256), depths=(3,)),
+        JUDGED: perceptron,
+        "perceptron, small start": perceptron,
         "residual": ConvNetSpace(stages, 10, resolutions=(8,), stem=Stem((8, 16))),
     }
 
@@ -80,12 +85,24 @@ def linear(progress: float, *, steps: int) -> float:
     return min(1.0, (progress * steps + 1) / 50) * max(0.02, 1 - progress)
 
 
-def member(space: SearchSpace, data: ImageData, seed: int, steps: int) -> Member:
+def source(space: SearchSpace, *, seed: int, he: bool) -> TemplateWeights:
+    """Return templates of every layer, started for the smallest architecture by He's rule or by the layers' own."""
+    made = TemplateWeights(space, templates=TEMPLATES, share="layer", seed=seed)
+    if he:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for bank in made.mixtures(space.smallest()).values():
+                fan_in = bank.templates[0, 0].numel()
+                bank.templates.copy_(torch.randn(bank.templates.shape, generator=generator) * math.sqrt(2 / fan_in))
+    return made
+
+
+def member(space: SearchSpace, data: ImageData, seed: int, steps: int, *, he: bool) -> Member:
     """Train one network of half the width, in template form."""
     supernet = Supernet(
         space,
         Classification(10),
-        source=lambda given: TemplateWeights(given, templates=TEMPLATES, share="layer", seed=seed),
+        source=functools.partial(source, seed=seed, he=he),
         rule=SmallestOnly(),
         optimizer=functools.partial(sgd, lr=0.05),
         schedule=functools.partial(linear, steps=steps),
@@ -119,7 +136,7 @@ def row_of(task: tuple[str, int], *, steps: int, tuning: int) -> dict[str, float
         )
         return train(copy.deepcopy(module), classification, shuffled, recipe)
 
-    members = [member(space, data(seed=seed + offset), seed + offset, steps) for offset in (0, 100)]
+    members = [member(space, data(seed=seed + offset), seed + offset, steps, he=name == JUDGED) for offset in (0, 100)]
     ensemble = Ensemble([member.module for member in members])
     row = {
         "first": accuracy(members[0].module, norms=False),
@@ -145,7 +162,7 @@ def row_of(task: tuple[str, int], *, steps: int, tuning: int) -> dict[str, float
 
 
 def run(quick: bool = False) -> Result:
-    """Two networks, three seeds each, two runs at a time; ``quick`` takes one seed and an eighth of the steps."""
+    """Three networks, three seeds each, two runs at a time; ``quick`` takes one seed and an eighth of the steps."""
     tasks = [(name, seed) for name in spaces() for seed in SEEDS[: 1 if quick else None]]
     steps, tuning = (STEPS // 8, TUNING // 8) if quick else (STEPS, TUNING)
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
@@ -160,7 +177,7 @@ def run(quick: bool = False) -> Result:
             exact = f"{max(values):.1e}"
             row[name] = exact if "-" in column else f"{statistics.mean(values):.2f} +- {spread:.2f}"
         rows.append(row)
-    judged = [measured for (name, _), measured in found.items() if name == "perceptron"]
+    judged = [measured for (name, _), measured in found.items() if name == JUDGED]
     gain = statistics.mean(row["orthogonal, tuned"] - row["random, tuned"] for row in judged)
     gap = max(row["zero - ensemble"] for row in found.values())
     return Result(
