@@ -23,6 +23,11 @@ class FitProgress(ProgressBar):
         self._progress: Progress | None = None
         self._validated = ""
 
+    @property
+    def is_enabled(self) -> bool:
+        """Whether progress is shown."""
+        return self._enabled
+
     def enable(self) -> None:
         """Show progress."""
         self._enabled = True

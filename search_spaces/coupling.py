@@ -46,6 +46,11 @@ class Couplings:
     verified: tuple[Coupling, ...]
     left_out: tuple[Coupling, ...]
 
+    def summary(self) -> str:
+        """Return how many classes of channels may be permuted, and the first tensor of each that may not."""
+        left = ", ".join(coupling.sites[0].tensor for coupling in self.left_out) or "none"
+        return f"{len(self.verified)} classes of elastic channels, left out: {left}"
+
 
 def couplings(space: SearchSpace, *, seed: int = 0) -> Couplings:
     """Find the coupled channels of a space.

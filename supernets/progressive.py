@@ -9,7 +9,7 @@ from typing import Literal, final
 
 import torch
 
-from search_spaces import Architecture, Choice, SearchSpace, derive_seed
+from search_spaces import Architecture, Choice, SearchSpace, couplings, derive_seed
 from supernets.rules import SamplingRule, Score, Slot
 from supernets.weights import SharedWeights, WeightSource
 
@@ -130,7 +130,7 @@ class ProgressiveRule(SamplingRule):
         return step in self._starts and self.stages[self.stage(step)].sort_channels
 
     def check(self, space: SearchSpace, source: WeightSource) -> None:
-        """Refuse globs without a choice, counts that no choice has, an unfinished opening, and unsortable weights."""
+        """Refuse globs without a choice, counts that no choice has, an unfinished opening, and nothing to sort."""
         for number, stage in enumerate(self.stages, 1):
             for glob, count in stage.elastic.items():
                 matched = [choice for choice in space.choices if fnmatchcase(choice.name, glob)]
@@ -154,11 +154,8 @@ class ProgressiveRule(SamplingRule):
                 f"ProgressiveRule.stages never open all candidates of {closed}, which a search would then find "
                 "untrained; give the last stage elastic: {'*': all}, or leave the candidates out of the space"
             )
-        if any(stage.sort_channels for stage in self.stages) and not isinstance(source, SharedWeights):
-            raise ValueError(
-                f"ShrinkingStage.sort_channels reorders plain shared weights and cannot with {type(source).__name__}; "
-                "use SharedWeights, or set sort_channels: false"
-            )
+        if any(stage.sort_channels for stage in self.stages):
+            _check_sortable(space, source)
 
     def check_length(self, steps: float) -> None:
         """Refuse a training that ends before the last stage begins."""
@@ -167,6 +164,23 @@ class ProgressiveRule(SamplingRule):
                 f"the last stage of ProgressiveRule begins at step {self._starts[-1]}, but training ends after "
                 f"{steps:.0f}; give more epochs or steps, or lower 'until' of the stages"
             )
+
+
+def _check_sortable(space: SearchSpace, source: WeightSource) -> None:
+    """Refuse weights that cannot be reordered, and spaces without channels that can."""
+    if not isinstance(source, SharedWeights):
+        raise ValueError(
+            f"ShrinkingStage.sort_channels reorders plain shared weights and cannot with {type(source).__name__}; "
+            "use SharedWeights, or set sort_channels: false"
+        )
+    found = couplings(space)
+    if not found.verified:
+        left = [coupling.sites[0].tensor for coupling in found.left_out]
+        reason = f"its networks compute something else when those of {left} are reordered" if left else "no width does"
+        raise ValueError(
+            f"ShrinkingStage.sort_channels needs a choice that opens channels of {type(space).__name__} which may "
+            f"stand in any order, but {reason}; set sort_channels: false"
+        )
 
 
 def _draw(

@@ -259,7 +259,8 @@ class Supernet(L.LightningModule):
             self._optimizer(1).zero_grad()
         optimizer.zero_grad()
         if self.rule.sorts(step):
-            sort_channels(self.source, optimizer.optimizer)
+            found = sort_channels(self.source, optimizer.optimizer)
+            self.print(f"step {step} begins with sorted channels: {found.summary()}")
         slots = self.rule.slots(
             self.space, seed=self.seed, step=step, score=lambda candidate: self.score(candidate, batch)
         )

@@ -1,5 +1,6 @@
 """What the progress of training says of the last validation."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,3 +37,29 @@ def test_progress_shows_the_headline_of_the_largest_subnetwork(
     progress.on_validation_end(trainer, Validated(task))
     progress.on_train_batch_end(trainer, Validated(task), None, None, 0)
     assert expected in capsys.readouterr().err
+
+
+class Speaking(Validated):
+    """Says something in a step of its own making, as a supernet does of sorted channels."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.print("sorted")
+
+    def configure_optimizers(self) -> None:
+        return None
+
+
+@pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`")
+@pytest.mark.parametrize("shown", [True, False])
+def test_what_training_says_is_printed_whether_or_not_progress_is_shown(
+    shown: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress = FitProgress()
+    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = L.Trainer(accelerator="cpu", max_epochs=1, callbacks=[progress], default_root_dir=tmp_path, **options)
+    if not shown:
+        progress.disable()
+    trainer.fit(Speaking(Classification(3)), [torch.zeros(1)])
+    assert capsys.readouterr().out == "sorted\n"

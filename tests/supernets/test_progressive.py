@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 from jsonargparse import ArgumentParser
 
-from search_spaces import Choice, ConvNetSpace, MLPSpace, SearchSpace, Stage, construct, describe
+from search_spaces import CellSpace, Choice, ConvNetSpace, MLPSpace, SearchSpace, Stage, construct, describe
 from supernets import (
     Classification,
     ProgressiveRule,
@@ -138,6 +138,26 @@ def test_stages_that_do_not_fit_the_space_are_refused_when_the_supernet_is_made(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Supernet(SPACE, Classification(4), rule=ProgressiveRule([stage(elastic=elastic)]))
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (
+            CellSpace(4, resolution=4, widths=(2, 2, 2), cells=1),
+            r"channels of CellSpace .*, but no width does; set sort",
+        ),
+        (
+            Operations("pool", "relu"),
+            r"something else when those of \['0.weight'\] are reordered; set sort_channels: fa",
+        ),
+    ],
+)
+def test_sorting_is_refused_where_no_channels_can_be_sorted(space: SearchSpace, message: str) -> None:
+    source = SharedWeights(space)
+    ProgressiveRule([stage(elastic={"*": "all"})]).check(space, source)
+    with pytest.raises(ValueError, match=message):
+        ProgressiveRule([stage(elastic={"*": "all"}, sort_channels=True)]).check(space, source)
 
 
 def test_categorical_choices_open_all_at_once() -> None:

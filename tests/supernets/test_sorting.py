@@ -127,6 +127,16 @@ def test_the_memory_of_the_optimiser_moves_with_the_channels(optimizer: Any, lab
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-3, atol=1e-4)
 
 
+def test_training_says_once_what_was_sorted_and_what_was_not(
+    labelled: Any, fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = spaces()["transformer"]
+    fit(supernet_of(space, sgd, 1), labelled(space), 3)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "sorted" in line]
+    left = ", ".join(f"blocks.{block}.attention.query.weight" for block in range(2))
+    assert line == f"step 1 begins with sorted channels: 3 classes of elastic channels, left out: {left}"
+
+
 @pytest.mark.parametrize("stop", [3, 4])
 def test_a_run_resumed_at_or_after_sorting_ends_as_the_uninterrupted_one(
     stop: int, labelled: Any, fit: Fit, tmp_path: Path
