@@ -38,7 +38,7 @@ FOLDS = (("george", "jackson"), ("lucas", "nicolas"), ("theo", "yweweler"))
 SEEDS = (0,)
 SPEEDS = (0.8, 0.9, 1.0, 1.1, 1.25)
 STEPS = (300, 250, 150, 500)  # of each stage: largest, kernels, depth, widths
-SAMPLED = 16
+SAMPLED = 12
 PICTURE = Path(__file__).with_suffix(".png")
 NESTED = ("largest", "kernels 1", "and smallest depth", "and smallest widths")
 
@@ -59,7 +59,7 @@ def make_space() -> TDNNSpace:
 
 
 def make_data(fold: tuple[str, str], test_speeds: tuple[float, ...] = SPEEDS) -> SpeechData:
-    """Crops of half a second to train on, of one second (recordings are repeated) to score."""
+    """Crops of 0.5 s to train on, of 0.64 s to score; shorter recordings are repeated."""
     return SpeechData(
         "fsdd",
         held_out=fold,
@@ -68,7 +68,7 @@ def make_data(fold: tuple[str, str], test_speeds: tuple[float, ...] = SPEEDS) ->
         sample_rate=8000,
         mels=40,
         frames=50,
-        eval_frames=100,
+        eval_frames=64,
         batch_size=64,
         speakers=20,
     )

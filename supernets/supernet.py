@@ -29,6 +29,8 @@ from supernets.weights import SharedWeights, WeightSource
 
 __all__ = ["Supernet"]
 
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
 
 def _adamw(parameters: Iterable[Any]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-3)
@@ -190,24 +192,32 @@ class Supernet(L.LightningModule):
             outputs = self.source.relaxation(slot.architecture, tensors, inputs)
             return self.task.loss(outputs, batch, regularise=True), outputs
         tensors, device = self.source(slot.architecture), self.source.device
-        module = self.source.skeletons.borrow(slot.architecture, device)
-        if slot.role == "student":  # only what learns from labels is regularised (BigNAS)
-            module.eval()
-            for layer in module.modules():
-                if isinstance(layer, _NormBase | nn.RNNBase):  # cuDNN differentiates recurrent layers in training alone
-                    layer.train()
+        if slot.role == "student":
+            self._student(slot.architecture)
         else:
-            module.train()
+            self.source.skeletons.borrow(slot.architecture, device).train()
         outputs = self.source.skeletons.call(slot.architecture, device, tensors, self.task.inputs(batch))
         if slot.role == "student":
             return self.task.distil(*(self.task.counted(given, batch) for given in (outputs, teacher))), outputs
         return self.task.loss(outputs, batch, regularise=True), outputs
 
+    def _student(self, architecture: Architecture) -> None:
+        """Bring a skeleton into the mode of students: only what learns from labels is regularised (BigNAS)."""
+        module = self.source.skeletons.borrow(architecture, self.source.device).eval()
+        for layer in module.modules():
+            if isinstance(layer, _NormBase | nn.RNNBase):  # cuDNN differentiates recurrent layers in training alone
+                layer.train()
+
     def score(self, architecture: Architecture, batch: Any) -> float:
-        """Return the loss of ``architecture`` on the labels of ``batch``, norms on batch statistics, no gradients."""
+        """Return the loss of ``architecture`` on the labels of ``batch``, without regularisation and gradients.
+
+        Norms use the statistics of the batch.
+        """
+        self._student(architecture)
+        device, inputs = self.source.device, self.task.inputs(batch)
         with torch.no_grad():
-            loss, _ = self.step_loss(Slot(architecture, "labels"), batch, None)
-        return float(loss)
+            outputs = self.source.skeletons.call(architecture, device, self.source(architecture), inputs)
+            return float(self.task.loss(outputs, batch))
 
     def _sync(self, last: bool) -> AbstractContextManager[Any]:
         """Let ranks exchange gradients on the last backward pass of a step alone."""
@@ -308,7 +318,7 @@ class Supernet(L.LightningModule):
         if not self.decay_norms:
             for layer in self.source.modules():
                 for leaf, parameter in layer._parameters.items():
-                    if parameter is not None and (leaf == "bias" or isinstance(layer, _NormBase | nn.LayerNorm)):
+                    if parameter is not None and (leaf == "bias" or isinstance(layer, _NORMS)):
                         exempt.add(parameter)
         groups: list[dict[str, Any]] = [{"params": [p for p in self.source.parameters() if p not in exempt]}]
         if exempt:
