@@ -43,7 +43,7 @@ def run(quick: bool) -> Result:
                 "each seed": " ".join(f"{outcome.accuracy:.3f}" for outcome in found),
                 "worst condition": f"{min(outcome.lowest for outcome in found):.3f}",
                 "loss, steps 50-100": f"{statistics.fmean(outcome.early for outcome in found):.2f}",
-                "|delta| / |weights|": f"{statistics.fmean(outcome.delta for outcome in found):.2f}",
+                "norm of deltas / weights": f"{statistics.fmean(outcome.delta for outcome in found):.2f}",
             }
         )
         figures.append(f"{optimizer} {label} {mean:.3f} (asked: {asked})")
