@@ -125,3 +125,12 @@ def test_a_genotype_outside_the_space_is_refused(normal, message):
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         DARTSSpace(10, **options)
+
+
+def test_few_probes_take_every_candidate_of_every_choice() -> None:
+    space = DARTSSpace(4, resolution=8, width=4, cells=3)
+    probes = list(space.probes())
+    for choice in space.choices:
+        assert {probe[choice.name] for probe in probes} == set(choice.candidates)
+    assert probes[0] == space.largest()
+    assert len(probes) == 10, "each is a build of the network when weights are made"
