@@ -77,9 +77,29 @@ def test_noise_is_mapped_by_its_distribution_function():
         (Unit(), -0.1, "must lie in"),
         (Unit(), math.nan, "must lie in"),
         (Unit(clamp=True), math.nan, "must lie in"),
-        (Unit(2), torch.rand(2), r"must have shape \(K, 2\).*got \(2,\)"),
-        (Unit(2), torch.rand(4, 3), "must have shape"),
-        (Unit(), torch.rand(4, 1), "must have shape"),
+        (Unit(2), torch.full((2,), 0.5), r"must have shape \(K, 2\).*got \(2,\)"),
+        (
+            Unit(2),
+            torch.full(
+                (
+                    4,
+                    3,
+                ),
+                0.5,
+            ),
+            "must have shape",
+        ),
+        (
+            Unit(),
+            torch.full(
+                (
+                    4,
+                    1,
+                ),
+                0.5,
+            ),
+            "must have shape",
+        ),
         (Bounded(1, 2), 0.5, "clamp=True"),
         (Gaussian(2), torch.tensor([[0.0, math.inf]]), "must lie in"),
         (Real(1), torch.tensor([[math.nan]]), "must lie in"),
@@ -89,8 +109,30 @@ def test_noise_is_mapped_by_its_distribution_function():
         (Categorical(3), -1, "must lie in"),
         (Categorical(3), 0.5, "must be integers"),
         (ArchitectureCode(2), torch.tensor([[0.0, 2.0]]), "must lie in"),
-        (Examples(4), torch.rand(2, 0, 4), "must have shape"),
-        (Examples(4), torch.rand(2, 5, 3), "must have shape"),
+        (
+            Examples(4),
+            torch.full(
+                (
+                    2,
+                    0,
+                    4,
+                ),
+                0.5,
+            ),
+            "must have shape",
+        ),
+        (
+            Examples(4),
+            torch.full(
+                (
+                    2,
+                    5,
+                    3,
+                ),
+                0.5,
+            ),
+            "must have shape",
+        ),
         (Examples(2), torch.full((1, 1, 2), math.nan), "must be finite"),
     ],
     ids=str,
