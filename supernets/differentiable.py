@@ -125,6 +125,21 @@ class DifferentiableRule(nn.Module, SamplingRule):
         if self.cost is not None:
             self._expectation = Expectation(space, self.cost.terms(source.relaxation))
             self._largest_cost = float(self._expectation(space.relax(space.largest())))
+            smallest = float(self._expectation(space.relax(space.smallest())))
+            if self.cost_target is not None and self.cost_target < smallest:
+                raise ValueError(
+                    f"DifferentiableRule.cost_target must be at least the {self.cost.name} of the smallest network, "
+                    f"{smallest:.6g} (the largest has {self._largest_cost:.6g}), got {self.cost_target}; give it in "
+                    "the unit of the cost, not as a share"
+                )
+
+    def check_length(self, steps: float) -> None:
+        """Refuse a training that ends before alpha learns anything."""
+        if self.sampler.learns and self.warmup >= steps:
+            raise ValueError(
+                f"DifferentiableRule.warmup must end before the training of {steps:.0f} steps does, got {self.warmup}; "
+                "set warmup lower, or train longer"
+            )
 
     def optimizer(self) -> torch.optim.Optimizer | None:
         """Return the optimiser of alpha, unless the sampler learns none."""

@@ -210,10 +210,8 @@ def test_alpha_learns_beside_the_weights_in_steps_that_count_once(schedule: Any,
     net = supernet(rule)
     before, weights = alphas(net), net.source.state_dict()
     weights = {name: value.clone() for name, value in weights.items()}
-    trainer = fit(net, None, 3, datamodule=Data())
-    assert trainer.global_step == 3
-    assert all(torch.equal(value, before[name]) for name, value in alphas(net).items())
-    net = supernet(rule)
+    assert (rule.loss(2), rule.held_out_rows(2)) == (None, 0)
+    assert rule.loss(3) is not None
     trainer = fit(net, None, 6, datamodule=Data())
     assert trainer.global_step == 6
     assert all(not torch.equal(value, before[name]) for name, value in alphas(net).items())
@@ -450,3 +448,16 @@ def test_alpha_of_another_space_is_refused() -> None:
     supernet(rule)
     with pytest.raises(ValueError, match="use the space it was learned on"):
         rule.restore({"depth": [0.0]})
+
+
+def test_a_target_that_no_architecture_meets_is_refused() -> None:
+    rule = DifferentiableRule(cost=ExpectedParameters(), cost_weight=1.0, cost_target=0.4)
+    with pytest.raises(
+        ValueError, match=r"cost_target must be at least the params of the smallest .* got 0.4; .*share"
+    ):
+        supernet(rule)
+
+
+def test_a_warmup_as_long_as_the_training_is_refused(fit: Callable[..., L.Trainer]) -> None:
+    with pytest.raises(ValueError, match=r"warmup must end before the training of 3 steps does, got 3; set warmup low"):
+        fit(supernet(DifferentiableRule(warmup=3)), None, 3, datamodule=Data())
