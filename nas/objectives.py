@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
@@ -22,7 +22,11 @@ from supernets import (
 )
 from trials import Metric
 
-__all__ = ["Evaluation", "FromScratch", "Objective", "WeightSharing"]
+__all__ = ["Evaluation", "FromScratch", "Objective", "UntrainedError", "WeightSharing"]
+
+
+class UntrainedError(ValueError):
+    """The supernet has not trained the subnetworks that are asked for."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,11 @@ class Objective(ABC):
 
     Attributes:
         metrics: what every evaluation measures; the first is the one to optimise when nothing else is said.
+        inherits: whether it scores the weights of the supernet, and so is worth what they are worth.
     """
 
     metrics: tuple[Metric, ...]
+    inherits: ClassVar[bool] = False
 
     def identity(self) -> str:
         """Return what the measurements depend on beside the architecture; a study holds one identity only."""
@@ -76,6 +82,8 @@ class WeightSharing(Objective):
     Raises:
         ValueError: unknown split.
     """
+
+    inherits = True
 
     def __init__(
         self,
@@ -113,8 +121,27 @@ class WeightSharing(Objective):
             )
         return self._batches
 
+    def require_whole(self) -> None:
+        """Refuse a supernet that has trained one architecture only.
+
+        Raises:
+            UntrainedError: saying which.
+        """
+        rule = self.supernet.rule
+        if not rule.whole:
+            raise UntrainedError(
+                f"{type(rule).__name__} has trained {rule.selected()} and no other subnetwork; export that one with "
+                "--architecture selected, or train with a rule for all, SandwichRule say"
+            )
+
     def module(self, architecture: Architecture, *, owned: bool = False) -> nn.Module:
-        """Return the calibrated subnetwork that is scored; ``owned`` extracts it instead of binding it."""
+        """Return the calibrated subnetwork that is scored; ``owned`` extracts it instead of binding it.
+
+        Raises:
+            UntrainedError: the supernet has trained another architecture alone.
+        """
+        if architecture != self.supernet.rule.selected():
+            self.require_whole()
         made = self.supernet.extract(architecture) if owned else self.supernet.bind(architecture)
         module = self.supernet.calibrated(made, self.batches()[0])
         unreached = uncalibrated(module)
@@ -140,7 +167,8 @@ class WeightSharing(Objective):
         """Bind, calibrate and score ``architecture``; deterministic, ``seed`` is not used."""
         del seed
         values = score(self.module(architecture), self.supernet.task, self.batches()[1])
-        return Evaluation(values, {"weights": f"shared:{self.version}", "split": self.split})
+        source = self.supernet.source.provenance()
+        return Evaluation(values, {"weights": f"shared:{self.version}", "split": self.split, **source})
 
 
 class FromScratch(Objective):

@@ -7,6 +7,7 @@ from supernets.differentiable import DifferentiableRule
 from supernets.distillation import KL, AlphaDivergence, Distillation, SoftTargets
 from supernets.expected import ExpectedCost, ExpectedParameters
 from supernets.export import Exported, ExportError, export
+from supernets.generated import GeneratedWeights
 from supernets.growth import Ensemble, Member, grow, member_of
 from supernets.kernels import KernelTransform
 from supernets.mixture import MixtureWeights
@@ -14,7 +15,7 @@ from supernets.persistence import CheckpointError, CheckpointMismatchError, load
 from supernets.places import GrowthError
 from supernets.progressive import ProgressiveRule, ShrinkingStage
 from supernets.relaxation import Relaxation, RelaxationError
-from supernets.rules import SamplingRule, SandwichRule, Score, Slot, UniformRule
+from supernets.rules import SamplingRule, SandwichRule, Score, SingleRule, Slot, UniformRule
 from supernets.samplers import AlphaSampler, DrNASSampler, GDASSampler, SoftmaxSampler, SPOSSampler
 from supernets.schedules import ConstantEnding, Cosine, Restarts
 from supernets.sorting import importance, sort_channels
@@ -42,6 +43,7 @@ __all__ = [
     "ExportError",
     "Exported",
     "GDASSampler",
+    "GeneratedWeights",
     "GrowthError",
     "KernelTransform",
     "LanguageModelling",
@@ -57,6 +59,7 @@ __all__ = [
     "Score",
     "SharedWeights",
     "ShrinkingStage",
+    "SingleRule",
     "Slot",
     "SoftTargets",
     "SoftmaxSampler",

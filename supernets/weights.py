@@ -4,6 +4,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,13 @@ class WeightSource(nn.Module, ABC):
     Args:
         space: the space whose architectures are filled.
         skeletons: those of a wrapped source.
+
+    Attributes:
+        generated: whether a hypernetwork makes the tensors, so that scores must prove themselves before a search may
+            rank by them (``nas.TrustGate``).
     """
+
+    generated: ClassVar[bool] = False
 
     def __init__(self, space: SearchSpace, *, skeletons: Skeletons | None = None) -> None:
         super().__init__()
@@ -87,6 +94,10 @@ class WeightSource(nn.Module, ABC):
         if self._relaxation is None:
             self._relaxation = Relaxation(self.space)
         return self._relaxation
+
+    def provenance(self) -> Mapping[str, str]:
+        """Return what trials say about the weights beside their version. Default: nothing."""
+        return {}
 
     def diagnostics(self) -> Mapping[str, float]:
         """Return numbers that tell whether the source works as meant; logged at every validation. Default: none."""

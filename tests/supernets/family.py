@@ -1,21 +1,27 @@
 """Every weight source and every sampling rule, for the contracts that all of them keep. A new one joins by a line."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
+from hypernets import ChunkedHyperNetwork
 from search_spaces import SearchSpace
 from supernets import (
     AttentiveRule,
     DifferentiableRule,
+    GeneratedWeights,
     MixtureWeights,
     ProgressiveRule,
     SamplingRule,
     SandwichRule,
     SharedWeights,
     ShrinkingStage,
+    SingleRule,
     TemplateWeights,
     UniformRule,
     WeightSource,
 )
+
+SMALL = partial(ChunkedHyperNetwork, hidden=(4, 8), chunk=64)
 
 SOURCES: Mapping[str, Callable[[SearchSpace, int], WeightSource]] = {  # (space, seed) -> source
     "shared": lambda space, seed: SharedWeights(space, seed=seed),
@@ -26,12 +32,14 @@ SOURCES: Mapping[str, Callable[[SearchSpace, int], WeightSource]] = {  # (space,
     ),
     "templates": lambda space, seed: TemplateWeights(space, seed=seed),
     "templates_of_a_layer": lambda space, seed: TemplateWeights(space, share="layer", seed=seed),
+    "generated": lambda space, seed: GeneratedWeights(space, hypernet=SMALL, seed=seed),
 }
 
 RULES: Mapping[str, Callable[[], SamplingRule]] = {
     "uniform": UniformRule,
     "sandwich": lambda: SandwichRule(1),
     "sandwich_labels": lambda: SandwichRule(1, distillation=False),
+    "single": lambda: SingleRule("middle"),
     "differentiable": lambda: DifferentiableRule(schedule="single"),
     "attentive": lambda: AttentiveRule(candidates=2, n_attentive=1, buckets=3, draws=20),
     "attentive_worst": lambda: AttentiveRule("worst", candidates=2, n_attentive=1, buckets=3, draws=20),
