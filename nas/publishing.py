@@ -76,4 +76,7 @@ def publish(
             print(f"[fit] registered as models:/{name}/{version}, which is {address} now")
         except TrackingUnavailableError as error:
             print(f"warning: not registered in MLflow, but nothing is lost: {error}", file=sys.stderr)
-    print("\nNext:\n  " + " ".join(part for part in ("nas search", options, f"--ckpt_path {address}") if part))
+    following: tuple[str, ...] = ("nas search", options, f"--ckpt_path {address}")
+    if not supernet.rule.whole:
+        following = (f"nas export {address} --architecture selected",)
+    print("\nNext:\n  " + " ".join(part for part in following if part))

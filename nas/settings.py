@@ -114,9 +114,12 @@ def open_search(
         UnsatisfiableError: no architecture can meet the limits on costs.
         StudyMismatchError: the study exists and asks another question.
         ValueError: an objective or a limit names nothing that is measured.
+        UntrainedError: the supernet has trained one architecture only.
     """
     space = supernet.space
     objective = settings.objective(supernet, data)
+    if isinstance(objective, WeightSharing):
+        objective.require_whole()
     costs = [make(space) for make in settings.costs]
     problem = make_problem(space, settings, costs, objective.metrics)
     screen = Screen(space, costs, problem.limits)

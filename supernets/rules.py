@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from search_spaces import Architecture, RelaxedArchitecture, SearchSpace, derive_seed
 from supernets.weights import WeightSource
 
-__all__ = ["SamplingRule", "SandwichRule", "Score", "Slot", "UniformRule"]
+__all__ = ["SamplingRule", "SandwichRule", "Score", "SingleRule", "Slot", "UniformRule"]
 
 Score = Callable[[Architecture], float]
 """Loss of an architecture on the labels of the present batch, without gradients."""
@@ -37,7 +37,12 @@ class SamplingRule(ABC):
     The supernet calls :meth:`slots` once per step, trains each slot in order and adds up the gradients. The answer
     depends on the arguments alone, so resumed runs and reruns see the same architectures, and so do ranks where
     ``score`` is not used.
+
+    Attributes:
+        whole: whether subnetworks other than :meth:`selected` are trained too, and so may be scored and searched.
     """
+
+    whole: bool = True
 
     @abstractmethod
     def slots(self, space: SearchSpace, *, seed: int, step: int, score: Score) -> Sequence[Slot]:
@@ -173,3 +178,57 @@ class SandwichRule(SamplingRule):
         randoms = [Slot(_draw(space, seed, step, slot), role) for slot in range(self.n_random)]
         first = Slot(space.largest(), "teacher" if self.distillation else "labels")
         return [first, Slot(space.smallest(), role), *randoms]
+
+
+class SingleRule(SamplingRule):
+    """One architecture alone, on labels: retrains what a search has found, in the supernet's own format and tracking.
+
+    Starts from new weights, or from inherited ones with ``nas fit --ckpt_path``. Nothing else is trained, so validation
+    reports this architecture only and a search of the result is refused.
+
+    Args:
+        architecture: choice -> value, or one of ``"smallest"``, ``"middle"`` and ``"largest"``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+
+    whole = False
+
+    def __init__(self, architecture: dict[str, Any] | Literal["smallest", "middle", "largest"]) -> None:
+        if isinstance(architecture, str) and architecture not in ("smallest", "middle", "largest"):
+            raise ValueError(
+                "SingleRule.architecture must be a mapping of choices, or one of smallest, middle and largest; got "
+                f"{architecture!r}"
+            )
+        self.architecture = architecture
+        self._found: Architecture | None = None
+
+    def _of(self, space: SearchSpace) -> Architecture:
+        if isinstance(self.architecture, str):
+            ends = {"smallest": space.smallest, "middle": space.middle, "largest": space.largest}
+            return ends[self.architecture]()
+        return space.architecture(self.architecture)
+
+    def check(self, space: SearchSpace, source: WeightSource) -> None:
+        """Refuse what is no architecture of the space.
+
+        Raises:
+            InvalidArchitectureError: naming the choice.
+        """
+        del source
+        self._of(space)
+
+    def prepare(self, space: SearchSpace, source: WeightSource, *, seed: int) -> None:
+        """Keep the architecture."""
+        del source, seed
+        self._found = self._of(space)
+
+    def slots(self, space: SearchSpace, *, seed: int, step: int, score: Score) -> Sequence[Slot]:
+        """Return one slot."""
+        del seed, step, score
+        return [Slot(self._of(space), "labels")]
+
+    def selected(self) -> Architecture | None:
+        """Return the architecture."""
+        return self._found

@@ -345,6 +345,8 @@ class Supernet(L.LightningModule):
         """Return the architectures that validation reports: smallest, middle, largest and the rule's choice."""
         selected = self.rule.selected()
         found = {} if selected is None else {"selected": selected}
+        if not self.rule.whole:
+            return found
         ends = {"smallest": self.space.smallest(), "middle": self.space.middle(), "largest": self.space.largest()}
         return ends | found
 

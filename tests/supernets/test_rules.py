@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_spaces import MLPSpace
-from supernets import SandwichRule, Slot, UniformRule
+from search_spaces import InvalidArchitectureError, MLPSpace
+from supernets import Classification, SandwichRule, SharedWeights, SingleRule, Slot, Supernet, UniformRule
 
 SPACE = MLPSpace(12, 4, widths=(4, 6, 8, 10), depths=(1, 2, 3))
 
@@ -62,3 +62,19 @@ def test_counts_out_of_range_are_refused() -> None:
         UniformRule(0)
     with pytest.raises(ValueError, match=r"SandwichRule.n_random must be >= 0, got -1"):
         SandwichRule(-1)
+
+
+def test_a_single_architecture_is_trained_reported_and_nothing_else() -> None:
+    wanted = dict(SPACE.middle())
+    net = Supernet(SPACE, Classification(4), rule=SingleRule(wanted))
+    assert net.rule.slots(SPACE, seed=0, step=3, score=lambda _: 0.0) == [Slot(SPACE.middle(), "labels")]
+    assert net.rule.selected() == SPACE.middle()
+    assert net.anchors() == {"selected": SPACE.middle()}
+
+
+def test_a_single_architecture_must_be_one_of_the_space() -> None:
+    with pytest.raises(ValueError, match=r"SingleRule.architecture must be a mapping of choices, or one of .*'best'"):
+        SingleRule("best")  # type: ignore[arg-type]
+    name = SPACE.choices[0].name
+    with pytest.raises(InvalidArchitectureError, match=name):
+        SingleRule({**SPACE.middle(), name: 7777}).check(SPACE, SharedWeights(SPACE))
