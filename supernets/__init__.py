@@ -8,8 +8,9 @@ from supernets.distillation import KL, AlphaDivergence, Distillation, SoftTarget
 from supernets.expected import ExpectedCost, ExpectedParameters
 from supernets.export import Exported, ExportError, export
 from supernets.generated import GeneratedWeights
-from supernets.growth import Ensemble, Member, grow, member_of
+from supernets.growth import Ensemble, Member, grow, grow_mixed, member_of
 from supernets.kernels import KernelTransform
+from supernets.mixed_growth import MixedNetwork
 from supernets.mixture import MixtureWeights
 from supernets.persistence import CheckpointError, CheckpointMismatchError, load, load_weights, read_card, save, trusted
 from supernets.places import GrowthError
@@ -48,6 +49,7 @@ __all__ = [
     "KernelTransform",
     "LanguageModelling",
     "Member",
+    "MixedNetwork",
     "MixtureWeights",
     "ProgressiveRule",
     "Relaxation",
@@ -79,6 +81,7 @@ __all__ = [
     "importance",
     "load",
     "load_weights",
+    "grow_mixed",
     "member_of",
     "parameters_of",
     "read_card",

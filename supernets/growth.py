@@ -12,11 +12,12 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._pytree import tree_leaves, tree_map
 
 from search_spaces import Architecture, SearchSpace
+from supernets.mixed_growth import Block, MixedNetwork
 from supernets.places import Geometry, GrowthError, measure
 from supernets.supernet import Supernet
 from supernets.templates import Bank, TemplateWeights
 
-__all__ = ["Ensemble", "Member", "grow", "member_of"]
+__all__ = ["Ensemble", "Member", "grow", "grow_mixed", "member_of"]
 
 MODES = ("zero", "orthogonal", "random")
 Mode = Literal["zero", "orthogonal", "random"]
@@ -95,6 +96,30 @@ def grow(
         GrowthError: widths do not add up, something else than widths differs, there are no templates, or ``"zero"``
             would not preserve the function.
     """
+    return _grown(space, members, to, mode, seed)[0]
+
+
+def grow_mixed(space: SearchSpace, members: Sequence[Member], to: Architecture, *, seed: int = 0) -> MixedNetwork:
+    """Return what ``grow(mode="orthogonal")`` does, its matrices still mixed from the members' templates.
+
+    To be trained on in this form, as the paper does, and then made plain by :meth:`MixedNetwork.plain`.
+
+    Args:
+        space: of all architectures.
+        members: one, or two whose widths add up to those of ``to``, trained with ``TemplateWeights(share="layer")``.
+        to: the wider architecture.
+        seed: of new features without templates.
+
+    Raises:
+        GrowthError: as :func:`grow`.
+    """
+    return MixedNetwork(*_grown(space, members, to, "orthogonal", seed))
+
+
+def _grown(
+    space: SearchSpace, members: Sequence[Member], to: Architecture, mode: Mode, seed: int
+) -> tuple[nn.Module, Mapping[str, Sequence[Block]]]:
+    """The grown network, and parameter -> blocks of those that are mixed from templates throughout."""
     if mode not in MODES:
         raise GrowthError(f"mode must be one of {MODES}, got {mode!r}")
     if len(members) not in (1, 2):
@@ -105,10 +130,11 @@ def grow(
         torch.manual_seed(seed)
         grown = space.build(to).double()
         generator = torch.Generator().manual_seed(seed)
-        _Growing(space, doubled, to, mode, generator)(grown)
+        growing = _Growing(space, doubled, to, mode, generator)
+        growing(grown)
     if mode == "zero":
         _verify(space, doubled, to, grown, generator)
-    return grown.to(kind).eval()
+    return grown.to(kind).eval(), growing.blocks
 
 
 def new_direction(coefficients: Tensor) -> Tensor:
@@ -131,6 +157,7 @@ class _Growing:
         self.mode = mode
         self.generator = generator
         self.geometries = measure(space, [member.architecture for member in members], to)
+        self.blocks: dict[str, list[Block]] = {}
 
     @torch.no_grad()
     def __call__(self, grown: nn.Module) -> None:
@@ -149,7 +176,7 @@ class _Growing:
             given = [state[own].to(tensor) for state, own in zip(states, geometry.names, strict=True)]
             owner = name.rpartition(".")[0]
             if geometry.growing:
-                self._fill(tensor, geometry, given, joined=owner in joined)
+                self._fill(name, tensor, geometry, given, joined=owner in joined)
                 continue
             value = given[0]
             if len(given) == 2 and not torch.equal(*given):
@@ -179,13 +206,15 @@ class _Growing:
                         "differs in widths alone"
                     )
 
-    def _fill(self, tensor: Tensor, geometry: Geometry, given: Sequence[Tensor], *, joined: bool) -> None:
+    def _fill(self, name: str, tensor: Tensor, geometry: Geometry, given: Sequence[Tensor], *, joined: bool) -> None:
         old, new = geometry.block({}), geometry.block(dict.fromkeys(range(tensor.ndim), 1))
         value = torch.zeros_like(tensor)
         mixed = self.mode != "zero" and (len(geometry.growing) > 1 or (joined and len(given) == 1))
         if mixed:
-            self._mix(value, geometry, given)
+            self._mix(name, value, geometry, given)
         share = 0.5 if joined and len(given) == 2 else 1.0
+        if self.mode == "orthogonal" and (mixed or len(given) == 2):
+            self._keep(name, geometry, share)
         value[old] = given[0] * share
         if len(given) == 2:
             value[new] = given[1] * share
@@ -193,7 +222,19 @@ class _Growing:
             value[new] = tensor[new]
         tensor.copy_(value)
 
-    def _mix(self, value: Tensor, geometry: Geometry, given: Sequence[Tensor]) -> None:
+    def _keep(self, name: str, geometry: Geometry, share: float) -> None:
+        """Note how the trained parts are mixed, where all of them are."""
+        banks = [member.mixtures.get(own) for member, own in zip(self.members, geometry.names, strict=True)]
+        sides = ({}, dict.fromkeys(geometry.growing, 1))
+        for number, (bank, side) in enumerate(zip(banks, sides, strict=False)):
+            if bank is None:
+                self.blocks.pop(name, None)
+                return
+            self.blocks.setdefault(name, []).append(
+                Block(geometry.block(side), number, bank.coefficients, bank.templates, share)
+            )
+
+    def _mix(self, name: str, value: Tensor, geometry: Geometry, given: Sequence[Tensor]) -> None:
         """Set the blocks of ``value`` that belong to no member."""
         blocks = list(geometry.off_diagonal())
         if len(given) == 1:
@@ -206,9 +247,12 @@ class _Growing:
         banks = self._banks(geometry)
         used = torch.stack([bank.coefficients.cpu() for bank in banks])
         for sides in blocks:
-            bank = banks[sides[geometry.growing[0]] % len(banks)]
-            direction = new_direction(used)
+            number = sides[geometry.growing[0]] % len(banks)
+            bank, direction = banks[number], new_direction(used)
             used = torch.cat([used, direction[None]])
+            self.blocks.setdefault(name, []).append(
+                Block(geometry.block(sides), number, direction.to(bank.coefficients), bank.templates)
+            )
             value[geometry.block(sides)] = self._cropped(
                 torch.tensordot(direction.to(bank.templates), bank.templates, 1), geometry, sides
             ).to(value)

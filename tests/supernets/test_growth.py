@@ -15,6 +15,7 @@ from supernets import (
     Supernet,
     TemplateWeights,
     grow,
+    grow_mixed,
     member_of,
 )
 from supernets.growth import new_direction
@@ -62,6 +63,8 @@ TWICE = SPACES | {  # the widths of two members add up, those inside squeeze-exc
         stem=Stem((16, 32)),
     )
 }
+
+MLP = MLPSpace(12, 4, widths=(4, 8), depths=(2,))
 
 
 def picked(space: SearchSpace, position: int, **changed: object) -> Architecture:
@@ -184,6 +187,33 @@ def test_orthogonal_blocks_are_mixed_from_the_templates_of_the_member_beside_the
         assert np.linalg.norm(coefficients) == pytest.approx(1, abs=1e-5)
         np.testing.assert_allclose(np.array(used) @ coefficients, 0, atol=1e-5)
         used.append(coefficients)
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual"])
+def test_a_network_that_stays_mixed_starts_as_the_grown_one_and_is_made_plain_at_any_time(name: str) -> None:
+    stages = [Stage((4, 8), (1,), block="residual")]
+    space = ConvNetSpace(stages, 4, resolutions=(6,), stem=Stem((2, 4))) if name == "residual" else MLP
+    small, large = picked(space, 0), picked(space, 1)
+    members = [template_member(space, small, 4, seed) for seed in (1, 2)]
+    inputs = random_inputs(space, 6)
+    plain, mixed = grow(space, members, large, mode="orthogonal"), grow_mixed(space, members, large)
+    torch.testing.assert_close(mixed.eval()(inputs), plain.eval()(inputs))
+    before = mixed(inputs).detach()
+    optimizer = torch.optim.SGD(mixed.parameters(), lr=0.1)
+    mixed.train()(inputs).square().sum().backward()
+    assert all(given.grad is not None and bool(given.grad.any()) for given in mixed.coefficients)
+    assert all(given.grad is not None and bool(given.grad.any()) for given in mixed.templates)
+    optimizer.step()
+    after = mixed.eval()(inputs)
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(mixed.plain().eval()(inputs), after)
+    assert all(parameter.requires_grad for parameter in mixed.plain().parameters())
+
+
+def test_staying_mixed_needs_templates_too() -> None:
+    space = MLP
+    with pytest.raises(GrowthError, match=r"train them with TemplateWeights\(share='layer'\)"):
+        grow_mixed(space, [trained(space, picked(space, 0), seed) for seed in (1, 2)], picked(space, 1))
 
 
 def test_random_blocks_have_the_spread_of_the_trained_weight_and_follow_the_seed() -> None:
