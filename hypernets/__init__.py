@@ -27,7 +27,9 @@ from hypernets.conditions import (
 from hypernets.continual import OutputRegularizer, importance
 from hypernets.dense import DenseHyperNetwork
 from hypernets.diagnostics import Diagnosis, diagnose
+from hypernets.diffusion import DiffusionHyperNetwork
 from hypernets.fields import Field
+from hypernets.labelled import LabelledExamples
 from hypernets.parametrization import Parametrization
 from hypernets.persistence import (
     HyperNetworkFileError,
@@ -38,6 +40,7 @@ from hypernets.persistence import (
     save_hypernetwork,
     save_weights,
 )
+from hypernets.recalibration import recalibrate
 from hypernets.recurrent import RecurrentHyperNetwork
 from hypernets.target import Target, TensorSpec
 
@@ -50,6 +53,7 @@ __all__ = [
     "ChunkedHyperNetwork",
     "DenseHyperNetwork",
     "Diagnosis",
+    "DiffusionHyperNetwork",
     "Examples",
     "Field",
     "Gaussian",
@@ -57,6 +61,7 @@ __all__ = [
     "HyperNetwork",
     "HyperNetworkFileError",
     "Hyperparameters",
+    "LabelledExamples",
     "OutputRegularizer",
     "Parametrization",
     "Real",
@@ -74,6 +79,7 @@ __all__ = [
     "load",
     "read_card",
     "read_provenance",
+    "recalibrate",
     "save_hypernetwork",
     "save_weights",
 ]

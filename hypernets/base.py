@@ -1,8 +1,9 @@
 """The base of all hypernetworks: a condition in, named tensors out."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,25 @@ class HyperNetwork(nn.Module, ABC):
         Returns:
             name -> ``(K, *shape)``.
         """
+
+    def settings(self) -> dict[str, Any]:
+        """Return the constructor arguments beside target, conditions and parametrization, as JSON."""
+        common = ("target", "conditions", "parametrization")
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if name not in common}
+
+    @classmethod
+    def build(
+        cls,
+        target: Target,
+        conditions: Mapping[str, Field],
+        parametrization: Parametrization,
+        settings: Mapping[str, Any],
+        *,
+        parts: Sequence[type] = (),
+    ) -> Self:
+        """Construct what wrote ``settings``; ``parts`` are classes that these may name beside the built-in ones."""
+        del parts
+        return cls(target, conditions, parametrization=parametrization, **settings)
 
     def emit_groups(
         self, code: Tensor, groups: Sequence[Sequence[TensorSpec]], *, generator: torch.Generator | None
@@ -231,8 +251,13 @@ class HyperNetwork(nn.Module, ABC):
         code: Tensor = self.encoder(self.encoder.read(condition, like=like))
         return code
 
+    def base(self, spec: TensorSpec) -> Tensor | None:
+        """Return the residual of one tensor, or ``None`` where there is none; generators of any size override it."""
+        found: Tensor | None = self.residual(spec.name)
+        return found
+
     def _whole(self, spec: TensorSpec, delta: Tensor) -> Tensor:
-        base = self.residual(spec.name)
+        base = self.base(spec)
         return (delta if base is None else base + delta).to(spec.torch_dtype)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hypernets.fields import Field, Kind, NumberField, Value, in_range, sized
+from hypernets.labelled import LabelledExamples
 
 __all__ = [
     "ArchitectureCode",
@@ -335,6 +336,7 @@ def field_from_json(data: Mapping[str, Any]) -> Field:
         Bits,
         Categorical,
         Examples,
+        LabelledExamples,
     )
     classes = {cls.__name__: cls for cls in known}
     if data["field"] not in classes:

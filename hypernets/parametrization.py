@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hypernets.conditions import Categorical, Examples
+from hypernets.dataset_encoders import ClassStatistics, DatasetEncoder
 from hypernets.fields import Field, NumberField
+from hypernets.labelled import LabelledExamples
 from hypernets.target import Target
 
 __all__ = ["ConditionEncoder", "Encoding", "HeadInit", "Parametrization", "Residual", "ResidualKind", "encode_unit"]
@@ -138,6 +140,20 @@ class _Summary(_Code):
         return summary if self.encoding == "none" else F.normalize(summary, dim=-1)
 
 
+@final
+class _DataSet(_Code):
+    """The summary of a labelled data set, of norm 1 where an encoding is asked for."""
+
+    def __init__(self, field: LabelledExamples, encoding: Encoding) -> None:
+        super().__init__()
+        self.width, self.encoding, self.size = field.embedding, encoding, field.size
+        self.summary: DatasetEncoder = ClassStatistics(field.size, field.classes, field.embedding)
+
+    def forward(self, values: Tensor) -> Tensor:
+        summary: Tensor = self.summary(values[..., : self.size], values[..., self.size :])
+        return summary if self.encoding == "none" else F.normalize(summary, dim=-1)
+
+
 def _code(field: Field, encoding: Encoding) -> _Code:
     match field:
         case NumberField():
@@ -146,6 +162,8 @@ def _code(field: Field, encoding: Encoding) -> _Code:
             return _Vectors(field, encoding)
         case Examples():
             return _Summary(field, encoding)
+        case LabelledExamples():
+            return _DataSet(field, encoding)
     raise TypeError(f"fields are those of hypernets.conditions, got {type(field).__name__}")
 
 

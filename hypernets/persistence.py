@@ -1,7 +1,6 @@
 """Hypernetworks and generated weights on disk: safetensors with a JSON card inside, never pickled."""
 
 import hashlib
-import inspect
 import json
 import os
 import struct
@@ -21,6 +20,7 @@ from hypernets.best_response import BestResponseHyperNetwork
 from hypernets.chunked import ChunkedHyperNetwork
 from hypernets.conditions import field_from_json
 from hypernets.dense import DenseHyperNetwork
+from hypernets.diffusion.generator import DiffusionHyperNetwork
 from hypernets.parametrization import Parametrization
 from hypernets.recurrent import RecurrentHyperNetwork
 from hypernets.target import Target
@@ -42,6 +42,7 @@ _BUILT_IN: tuple[type[HyperNetwork], ...] = (
     ChunkedHyperNetwork,
     RecurrentHyperNetwork,
     BestResponseHyperNetwork,
+    DiffusionHyperNetwork,
 )
 _CARD, _PROVENANCE = "hypernetwork", "generated"
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -53,17 +54,13 @@ class HyperNetworkFileError(ValueError):
 
 def _description(hypernet: HyperNetwork) -> dict[str, Any]:
     """What it takes to construct the same hypernetwork, with other weights."""
-    given = [name for name in inspect.signature(type(hypernet)).parameters if name not in _COMMON]
     return {
         "class": f"{type(hypernet).__module__.partition('.')[0]}.{type(hypernet).__qualname__}",
         "target": hypernet.target.to_json(),
         "conditions": {name: field.to_json() for name, field in hypernet.conditions.items()},
         "parametrization": hypernet.parametrization.to_json(),
-        "settings": {name: getattr(hypernet, name) for name in given},
+        "settings": hypernet.settings(),
     }
-
-
-_COMMON = ("target", "conditions", "parametrization")
 
 
 def digest(hypernet: HyperNetwork) -> str:
@@ -106,20 +103,21 @@ def read_card(path: str | Path) -> dict[str, Any]:
     return _metadata(Path(path), _CARD, "a saved hypernetwork; write one with save_hypernetwork")
 
 
-def load(path: str | Path, *, classes: Sequence[type[HyperNetwork]] = ()) -> HyperNetwork:
+def load(path: str | Path, *, classes: Sequence[type] = ()) -> HyperNetwork:
     """Return a saved hypernetwork, on the CPU and in evaluation mode.
 
     Nothing is unpickled or imported: the file can only name a generator of this package or one of ``classes``.
 
     Args:
         path: written by :func:`save_hypernetwork`.
-        classes: generators of your own.
+        classes: generators of your own, and codecs and priors of your own.
 
     Raises:
         HyperNetworkFileError: the file is damaged, from another version, or of a class not given.
     """
     card = read_card(path)
-    known = {f"{cls.__module__.partition('.')[0]}.{cls.__qualname__}": cls for cls in (*_BUILT_IN, *classes)}
+    generators = (*_BUILT_IN, *(cls for cls in classes if issubclass(cls, HyperNetwork)))
+    known = {f"{cls.__module__.partition('.')[0]}.{cls.__qualname__}": cls for cls in generators}
     if card.get("class") not in known:
         raise HyperNetworkFileError(
             f"{path} holds a {card.get('class')}, known are {list(known)}; pass its class to load(..., classes=[...])"
@@ -127,11 +125,12 @@ def load(path: str | Path, *, classes: Sequence[type[HyperNetwork]] = ()) -> Hyp
     try:
         target = Target.from_json(card["target"])
         with torch.random.fork_rng(devices=[]):
-            hypernet = known[card["class"]](
+            hypernet = known[card["class"]].build(
                 target,
                 {name: field_from_json(field) for name, field in card["conditions"].items()},
-                parametrization=Parametrization(**card["parametrization"]),
-                **card["settings"],
+                Parametrization(**card["parametrization"]),
+                card["settings"],
+                parts=classes,
             )
         hypernet.load_state_dict(load_file(path))
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
@@ -176,7 +175,7 @@ def save_weights(
         "format_version": FORMAT_VERSION,
         "hypernetwork": digest(hypernet),
         "target": hypernet.target.fingerprint,
-        "condition": {name: value.detach()[0].tolist() for name, value in values.items()},
+        "condition": {name: _written(value.detach()[0]) for name, value in values.items()},
         "seed": seed,
         "evaluation": dict(evaluation or {}),
     }
@@ -198,6 +197,13 @@ def save_weights(
         for _, tensor in hypernet.stream(values, max_bytes=max_bytes, generator=generator):
             file.write(_bytes(tensor[0]))
     return provenance
+
+
+def _written(value: Tensor) -> Any:
+    """A value of a condition as JSON; a data set by its shape and digest."""
+    if value.dim() < 2:
+        return value.tolist()
+    return {"shape": list(value.shape), "sha256": hashlib.sha256(_bytes(value)).hexdigest()}
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:
