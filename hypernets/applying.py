@@ -5,11 +5,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call, vjp, vmap
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-__all__ = ["Mode", "apply", "apply_many", "fits"]
+__all__ = ["Mode", "apply", "apply_linearized", "apply_many", "fits"]
 
 Mode = Literal["auto", "loop", "vmap"]
 
@@ -135,14 +135,9 @@ def apply_many(
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode must be one of {get_args(Mode)}, got {mode!r}")
-    counts = {name: tensor.shape[0] if tensor.dim() else None for name, tensor in tensors.items()}
-    sets = next(iter(counts.values()), None)
-    if not sets or set(counts.values()) != {sets}:
-        raise ValueError(f"every tensor needs the same K >= 1 in front, got {counts}")
+    sets = _sets(tensors)
     fits(module, tensors, sets=sets, partial=partial)
-    wrong = [tuple(value.shape) for value in inputs if not shared and (value.dim() == 0 or value.shape[0] != sets)]
-    if wrong:
-        raise ValueError(f"inputs that are not shared need K = {sets} in front, got {wrong}")
+    _unshared(inputs, sets, shared=shared)
     reason = _loop_only(module)
     if mode == "vmap" and reason:
         raise ValueError(f"vmap cannot run {reason}; use mode='loop' or 'auto'")
@@ -164,8 +159,74 @@ def apply_many(
     def one(given: dict[str, Tensor], *values: Any) -> Any:
         return _call(module, {**buffers, **given}, values, None)
 
-    axes = (0, *(None if shared else 0 for _ in inputs))
-    return vmap(one, in_dims=axes, randomness="different")(dict(tensors), *inputs)
+    return vmap(one, in_dims=_axes(inputs, shared=shared), randomness="different")(dict(tensors), *inputs)
+
+
+def apply_linearized(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    deltas: Mapping[str, Tensor],
+    *inputs: Any,
+    shared: bool = True,
+) -> Tensor:
+    """Run the first-order expansion of ``module`` around one weight set, at K others.
+
+    With ``f`` the outputs as a function of the weights, this is ``f(w) + J(w) delta_k``, linear in the deltas however
+    large they are (the linearisation of Delta-STN, Bae and Grosse, arXiv 2010.13514).
+
+    Args:
+        module: any module that returns one tensor; not recurrent.
+        tensors: the weights ``w``, name -> tensor in the shape of the parameter.
+        deltas: name -> tensor ``(K, *shape)``, as ``HyperNetwork.deltas`` returns them; K >= 1.
+        *inputs: tensors; every set sees all of them, or, not ``shared``, the k-th entry of each.
+        shared: see ``inputs``.
+
+    Returns:
+        The outputs, with K in front; differentiable in ``tensors`` and ``deltas``.
+
+    Raises:
+        ValueError: tensors do not fit, K is 0 or differs, or the module cannot be linearised.
+    """
+    fits(module, tensors)
+    sets = _sets(deltas)
+    fits(module, deltas, sets=sets)
+    _unshared(inputs, sets, shared=shared)
+    reason = _loop_only(module)
+    if reason:
+        raise ValueError(f"{reason} cannot be linearised; run it with apply_many")
+    buffers = _buffers(module, None)
+
+    def one(delta: dict[str, Tensor], *values: Any) -> Tensor:
+        def outputs(weights: dict[str, Tensor]) -> Any:
+            return _call(module, {**buffers, **weights}, values, None)
+
+        value, pull = vjp(outputs, dict(tensors))
+        _, push = vjp(pull, torch.zeros_like(value))  # the transpose of a linear map twice is the map itself
+        moved: Tensor = value + push((delta,))[0]
+        return moved
+
+    found: Tensor = vmap(one, in_dims=_axes(inputs, shared=shared), randomness="different")(dict(deltas), *inputs)
+    return found
+
+
+def _sets(tensors: Mapping[str, Tensor]) -> int:
+    """The K that all tensors have in front."""
+    counts = {name: tensor.shape[0] if tensor.dim() else None for name, tensor in tensors.items()}
+    sets = next(iter(counts.values()), None)
+    if not sets or set(counts.values()) != {sets}:
+        raise ValueError(f"every tensor needs the same K >= 1 in front, got {counts}")
+    return sets
+
+
+def _unshared(inputs: tuple[Any, ...], sets: int, *, shared: bool) -> None:
+    """Refuse inputs that lack an entry for every set."""
+    wrong = [tuple(value.shape) for value in inputs if not shared and (value.dim() == 0 or value.shape[0] != sets)]
+    if wrong:
+        raise ValueError(f"inputs that are not shared need K = {sets} in front, got {wrong}")
+
+
+def _axes(inputs: tuple[Any, ...], *, shared: bool) -> tuple[int | None, ...]:
+    return (0, *(None if shared else 0 for _ in inputs))
 
 
 def _loop_only(module: nn.Module) -> str:

@@ -1,10 +1,12 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from hypernets import apply, apply_many
+from hypernets.applying import apply_linearized
 
 
 class Tied(nn.Module):
@@ -169,6 +171,50 @@ def test_dropout_differs_between_sets():
     tensors = {name: value.expand(2, *value.shape) for name, value in module.named_parameters()}
     first, second = apply_many(module, tensors, torch.randn(4, 3))
     assert ((first == 0) != (second == 0)).any()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_linearised_outputs_are_the_first_order_expansion(shared):
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).to("meta")
+    weights, deltas = weights_of(module), weights_of(module, 5)
+    inputs = torch.randn(6, 3) if shared else torch.randn(5, 6, 3)
+    found = apply_linearized(module, weights, deltas, inputs, shared=shared)
+    w = {name: value.numpy() for name, value in weights.items()}
+    for k in range(5):  # by hand: the product rule, layer by layer
+        x, d = (inputs if shared else inputs[k]).numpy(), {name: value[k].numpy() for name, value in deltas.items()}
+        hidden = np.tanh(x @ w["0.weight"].T + w["0.bias"])
+        moved = (1 - hidden**2) * (x @ d["0.weight"].T + d["0.bias"])
+        still = hidden @ w["2.weight"].T + w["2.bias"]
+        change = hidden @ d["2.weight"].T + d["2.bias"] + moved @ w["2.weight"].T
+        np.testing.assert_allclose(found[k], still + change, rtol=1e-4, atol=1e-5)
+
+
+def test_linearised_outputs_have_gradients_in_weights_and_deltas():
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    weights = {name: value.detach().requires_grad_() for name, value in module.named_parameters()}
+    deltas = {n: torch.randn(2, *v.shape, dtype=torch.float64, requires_grad=True) for n, v in weights.items()}
+    inputs = torch.randn(3, 3, dtype=torch.float64)
+
+    def outputs(*values):
+        given = [dict(zip(weights, part, strict=True)) for part in (values[:4], values[4:])]
+        return apply_linearized(module, *given, inputs)
+
+    assert torch.autograd.gradcheck(outputs, (*weights.values(), *deltas.values()))
+
+
+def test_what_cannot_be_linearised_is_refused():
+    module, inputs = nn.Linear(3, 2), torch.randn(4, 3)
+    weights = weights_of(module)
+    with pytest.raises(ValueError, match="same K >= 1"):
+        apply_linearized(module, weights, weights_of(module, 0), inputs)
+    with pytest.raises(ValueError, match="missing bias"):
+        apply_linearized(module, {"weight": weights["weight"]}, weights_of(module, 2), inputs)
+    with pytest.raises(ValueError, match=r"bias is \(2, 1\) instead of \(2, 2\)"):
+        apply_linearized(module, weights, {"weight": torch.zeros(2, 2, 3), "bias": torch.zeros(2, 1)}, inputs)
+    with pytest.raises(ValueError, match="need K = 2 in front"):
+        apply_linearized(module, weights, weights_of(module, 2), inputs, shared=False)
+    with pytest.raises(ValueError, match="the recurrent layer lstm cannot be linearised; run it with apply_many"):
+        apply_linearized(Recurrent(), weights_of(Recurrent()), weights_of(Recurrent(), 2), torch.randn(2, 5, 3))
 
 
 def test_wrong_calls_are_refused():
