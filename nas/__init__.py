@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "nas.conditioned": ("ConditionedNetwork", "network_of"),
     "nas.controllers": (
         "CoarseToFineController",
         "Controller",
@@ -17,12 +18,15 @@ _HOMES = {
     ),
     "nas.costs": ("Cost", "MACs", "ModelSize", "Parameters", "macs_of"),
     "nas.data": ("DigitsData", "ImageData", "SpeechData", "TextData", "TranslationData"),
+    "nas.effects": ("Effect", "InputNoise", "WeightPenalty"),
     "nas.evaluation": ("Evaluate", "Screen"),
     "nas.expected": ("ExpectedMACs",),
+    "nas.generation": ("Generation", "GenerationError", "Request", "WeightMaker", "open_weight_maker"),
     "nas.latency": ("Latency",),
-    "nas.objectives": ("Evaluation", "FromScratch", "Objective", "WeightSharing"),
+    "nas.objectives": ("Evaluation", "FromScratch", "Objective", "UntrainedError", "WeightSharing"),
     "nas.sampling": ("UnsatisfiableError", "sample_within"),
     "nas.search": ("Search", "SearchResult", "front"),
+    "nas.service.client": ("Client", "ServiceError"),
     "nas.settings": ("SearchSettings", "open_search"),
     "nas.standalone": ("Recipe",),
     "nas.tabular": ("TabularObjective",),

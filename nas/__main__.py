@@ -19,7 +19,10 @@ _LIGHT = {
     "profile": "what a space can reach, and whether limits can be met, before any training",
     "sample": "export the best known subnetwork under a limit",
     "export": "export one given subnetwork",
+    "generate": "weights from a trained hypernetwork, for a condition or a size",
+    "serve": "hand out subnetworks over HTTP",
     "grow": "start a wider network from one or two trained ones",
+    "zoo": "train many small networks over variations of a data set, to generate weights from",
     "report": "write the Pareto report of a study; --resync completes MLflow",
     "quickstart": "all of it on the embedded digits, in about a minute",
 }

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 
@@ -16,7 +17,7 @@ from supernets import Supernet, weights_version
 from supernets.export import Exported, export
 from trials import Tracker, TrackingUnavailableError, Trial
 
-__all__ = ["Delivered", "deliver", "describe_delivery", "register"]
+__all__ = ["Delivered", "deliver", "describe_delivery", "manifest_of", "register"]
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,7 @@ def deliver(
     handed = splits["val"].module(architecture, owned=True)
     scores["test"] |= supernet.task.report(handed, data)
     manifest = {
-        "architecture": dict(architecture),
-        "arch_id": architecture.arch_id,
-        "space": describe(space),
-        "space_digest": space.digest,
-        "weights_version": weights_version(supernet.source),
-        "calibration": f"batch norm over {supernet.calibration} training batches",
-        "costs": dict(costs),
+        **manifest_of(supernet, architecture, costs, weights=weights_version(supernet.source)),
         "scores": scores,
     }
     exported = export(
@@ -76,6 +71,28 @@ def deliver(
         overwrite=overwrite,
     )
     return Delivered(architecture, costs, scores, exported)
+
+
+def manifest_of(
+    supernet: Supernet, architecture: Architecture, costs: Mapping[str, float], *, weights: str
+) -> dict[str, Any]:
+    """Return what the manifest of a calibrated subnetwork says of its origin.
+
+    Args:
+        supernet: it was extracted from.
+        architecture: of the subnetwork.
+        costs: name -> value.
+        weights: version of the supernet's weights.
+    """
+    return {
+        "architecture": dict(architecture),
+        "arch_id": architecture.arch_id,
+        "space": describe(supernet.space),
+        "space_digest": supernet.space.digest,
+        "weights_version": weights,
+        "calibration": f"batch norm over {supernet.calibration} training batches",
+        "costs": dict(costs),
+    }
 
 
 def describe_delivery(delivered: Delivered, supernet: Supernet, *, searched: Trial | None = None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from nas.addresses import Located
 from nas.studies import TRIALS_FILE
 from trials import (
+    Direction,
     Limit,
     StoreUnavailableError,
     StudyNotFoundError,
@@ -18,7 +19,7 @@ from trials import (
     TrialStore,
 )
 
-__all__ = ["Known", "best_under", "known_trials"]
+__all__ = ["Known", "best_under", "known_trials", "ranked_under"]
 
 
 @dataclass(frozen=True)
@@ -101,24 +102,37 @@ def _remote(located: Located, study: str | None) -> list[Trial]:
         return []
 
 
-def best_under(trials: Sequence[Trial], limits: Sequence[Limit], headline: str) -> Trial | None:
-    """Return the trial with the best headline among those that keep every limit.
+def ranked_under(
+    trials: Sequence[Trial], limits: Sequence[Limit], metric: str, direction: Direction | None = None
+) -> list[Trial]:
+    """Return the trials that keep every limit, the best ``metric`` first.
 
-    Of equals the one with the lower loss, which tells them apart where few examples were scored, then the smallest.
-    A limit on something that a trial did not measure is not kept.
+    Of equals the one with the lower loss comes first, which tells them apart where few examples were scored, then the
+    smallest. A limit on something that a trial did not measure is not kept.
+
+    Args:
+        trials: complete.
+        limits: on any measurement.
+        metric: that ranks; trials without it are left out.
+        direction: which way is better; that of the measurement when left out.
     """
     kept = [
         trial
         for trial in trials
-        if headline in trial.measurements
+        if metric in trial.measurements
         and all(limit.metric in trial.measurements and limit.holds(trial.value(limit.metric)) for limit in limits)
     ]
     if not kept:
-        return None
-    sign = 1.0 if kept[0].measurements[headline].direction == "minimize" else -1.0
+        return []
+    sign = 1.0 if (direction or kept[0].measurements[metric].direction) == "minimize" else -1.0
 
     def rank(trial: Trial) -> tuple[float, float, float, str]:
         loss, params = (trial.value(name) if name in trial.measurements else 0.0 for name in ("loss", "params"))
-        return sign * trial.value(headline), loss, params, trial.arch_id
+        return sign * trial.value(metric), loss, params, trial.arch_id
 
-    return min(kept, key=rank)
+    return sorted(kept, key=rank)
+
+
+def best_under(trials: Sequence[Trial], limits: Sequence[Limit], headline: str) -> Trial | None:
+    """Return the trial with the best headline among those that keep every limit; see :func:`ranked_under`."""
+    return next(iter(ranked_under(trials, limits, headline)), None)

@@ -384,24 +384,34 @@ class Tracker:
             ValueError: If the address has another form.
             ModelNotFoundError: If nothing answers to it, naming what is there.
         """
+        with self._translated():
+            version = self._version(uri)
+            folder = self._local(str(version.source))
+        return ResolvedModel(
+            folder, str(version.name), int(version.version), dict(version.tags), version.run_id or None
+        )
+
+    def present_version(self, uri: str) -> int:
+        """Return the version that an address stands for now, without fetching its files; see :meth:`resolve`."""
+        with self._translated():
+            return int(self._version(uri).version)
+
+    def _version(self, uri: str) -> Any:
         match = _MODEL_URI.fullmatch(uri)
         if match is None:
             raise ValueError(f"a model address must read models:/NAME@alias or models:/NAME/3, got {uri!r}")
         name, alias, number = match["name"], match["alias"], match["version"]
         from mlflow.exceptions import MlflowException
 
-        with self._translated():
-            try:
-                find = self._client.get_model_version_by_alias if alias else self._client.get_model_version
-                version = find(name, alias or number)
-            except MlflowException as error:
-                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                    raise
-                raise ModelNotFoundError(
-                    f"{uri} must be a registered model in {redact(self.uri)}, it is not; there is: {self._known(name)}"
-                ) from None
-            folder = self._local(str(version.source))
-        return ResolvedModel(folder, name, int(version.version), dict(version.tags), version.run_id or None)
+        try:
+            find = self._client.get_model_version_by_alias if alias else self._client.get_model_version
+            return find(name, alias or number)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            raise ModelNotFoundError(
+                f"{uri} must be a registered model in {redact(self.uri)}, it is not; there is: {self._known(name)}"
+            ) from None
 
     def _known(self, name: str) -> str:
         models = {model.name: model for model in self._client.search_registered_models(max_results=100)}

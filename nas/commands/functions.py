@@ -28,8 +28,8 @@ class OneLineErrors(ArgumentParser):
 def run_function(function: Callable[..., Any], arguments: Sequence[str], *, name: str) -> Any:
     """Parse ``arguments`` by the signature of ``function`` and call it.
 
-    Parameters without default are positional, those that are false by default are flags, and one called ``config`` is
-    ``-c``.
+    Parameters without default are positional, one of the form ``*name`` takes one argument or more, those that are
+    false by default are flags, and one called ``config`` is ``-c``.
     """
     summary = (function.__doc__ or "").partition("\n")[0]
     parser = OneLineErrors(prog=f"nas {name}", description=summary, allow_abbrev=False)
@@ -40,13 +40,23 @@ def run_function(function: Callable[..., Any], arguments: Sequence[str], *, name
     for flag in _flags(function):
         parser.add_argument(f"--{flag.arg_name}", action=ActionYesNo, default=False, help=flag.description)
         skipped.add(flag.arg_name)
+    several = next(
+        (p.name for p in inspect.signature(function).parameters.values() if p.kind is p.VAR_POSITIONAL), None
+    )
+    if several is not None:
+        parser.add_argument(several, nargs="+", type=str, help=_documented(function)[several].description)
     parser.add_function_arguments(function, skip=skipped, as_positional=True, fail_untyped=True)
-    given = parser.instantiate(parser.parse_args(list(arguments)))
-    return function(**given.as_dict())
+    given = parser.instantiate(parser.parse_args(list(arguments))).as_dict()
+    return function(*given.pop(several, ()), **given)
 
 
 def _flags(function: Callable[..., Any]) -> list[DocstringParam]:
     """Return the documentation of every parameter that is ``False`` unless given."""
     parameters = inspect.signature(function).parameters
-    documented = docstring_parser.parse(function.__doc__ or "").params
-    return [item for item in documented if item.arg_name in parameters and parameters[item.arg_name].default is False]
+    documented = _documented(function)
+    return [documented[name] for name in documented if name in parameters and parameters[name].default is False]
+
+
+def _documented(function: Callable[..., Any]) -> dict[str, DocstringParam]:
+    """Return the documentation of every parameter by name."""
+    return {item.arg_name.lstrip("*"): item for item in docstring_parser.parse(function.__doc__ or "").params}

@@ -1,28 +1,25 @@
 """``nas sample``: the best subnetwork known under a limit, as files that need nothing of ours."""
 
-import time
 from pathlib import Path
 
 import lightning as L
-import torch
 
 from nas.addresses import locate
 from nas.commands.limits import costs_for, given_limits
 from nas.commands.silence import silenced
 from nas.delivery import deliver, describe_delivery, register
-from nas.evaluation import Evaluate, Job, Screen
+from nas.evaluation import Evaluate, Screen
 from nas.known import best_under, known_trials
 from nas.objectives import WeightSharing
 from nas.progress import Progress
-from nas.sampling import UnsatisfiableError, sample_within
+from nas.quick import CANDIDATES, best_tried, measured, quick_search
 from nas.trainer import open_supernet
-from search_spaces import Architecture, derive_seed
+from search_spaces import Architecture
 from supernets import Supernet, weights_version
-from trials import Limit, Trial, TrialState
+from trials import Limit
 
 __all__ = ["data_from", "sample"]
 
-_CANDIDATES = 64
 _SECONDS = 30.0
 
 
@@ -82,7 +79,7 @@ def sample(
         version = weights_version(net.source)
         known = known_trials(located, weights=version, study=study, storage=storage)
         screen = Screen(net.space, costs_for(net.space, limits), limits)
-        trials = [_measured(trial, net, screen) for trial in known.trials]
+        trials = [measured(trial, screen) for trial in known.trials]
         trial = best_under(trials, limits, net.task.headline)
         if trial is not None:
             print(f"[sample] best of {len(trials)} trials in {known.source}: trial {trial.number}")
@@ -111,21 +108,6 @@ def data_from(config: str | None) -> L.LightningDataModule | None:
     return made
 
 
-def _measured(trial: Trial, net: Supernet, screen: Screen) -> Trial:
-    """Return the trial with the costs that its search did not measure."""
-    if screen.metrics.keys() <= trial.measurements.keys():
-        return trial
-    costs, _ = screen(net.space.architecture(trial.architecture))
-    return trial.with_outcome(
-        type(trial.outcome())(
-            state=trial.state,
-            measurements={**costs, **trial.measurements},
-            provenance=trial.provenance,
-            finished=trial.finished,
-        )
-    )
-
-
 def _explain(source: str, count: int) -> None:
     what = f"none of the {count} trials in {source} keeps the limits" if count else "this supernet was never searched"
     print(f"[sample] {what}; a quick random search stands in, `nas search` finds better ones")
@@ -139,34 +121,15 @@ def _quick_search(
     Raises:
         UnsatisfiableError: none keeps the limits.
     """
-    generator = torch.Generator().manual_seed(derive_seed(seed, "sample"))
-    drawn = sample_within(net.space, screen.limits, screen.meter, generator, count=_CANDIDATES)
-    candidates = list(dict.fromkeys(drawn))
-    evaluate = Evaluate(WeightSharing(net, data))
-    progress = Progress("sample", len(candidates), "candidates")
-    deadline = time.monotonic() + _SECONDS
-    tried: list[Trial] = []
-    for number, architecture in enumerate(candidates):
-        outcome = evaluate(Job(architecture, seed, screen(architecture)[0]))
-        tried.append(
-            Trial(
-                number=number, architecture=architecture, arch_id=architecture.arch_id, state=TrialState.RUNNING
-            ).with_outcome(outcome)
-        )
-        progress.update(number + 1)
-        if time.monotonic() > deadline:
-            break
-    progress.close()
-    complete = [trial for trial in tried if trial.state is TrialState.COMPLETE]
-    best = best_under(complete, limits, net.task.headline)
-    if best is not None:
-        return net.space.architecture(best.architecture)
-    if not complete:
-        raise UnsatisfiableError(f"no candidate could be scored: {(tried[0].error or '').strip().splitlines()[-1:]}")
-    nearest = best_under(complete, screen.limits, net.task.headline)
-    shown = 0.0 if nearest is None else nearest.value(net.task.headline)
-    asked = ", ".join(f"{limit.key}={limit.bound:g}" for limit in limits)
-    raise UnsatisfiableError(
-        f"none of {len(complete)} subnetworks tried keeps {asked}; the best has {net.task.headline} {shown:.4f}; "
-        "loosen a limit, or run `nas search` with these limits"
+    objective = WeightSharing(net, data)
+    objective.require_whole()
+    progress = Progress("sample", CANDIDATES, "candidates")
+    tried = quick_search(
+        Evaluate(objective),
+        screen,
+        seed=seed,
+        seconds=_SECONDS,
+        progress=lambda n, _: progress.update(n),
     )
+    progress.close()
+    return net.space.architecture(best_tried(tried, limits, net.task.headline)[0].architecture)

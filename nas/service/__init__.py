@@ -1,0 +1,1 @@
+"""``nas serve``: trained supernets over HTTP. See ``docs/service.md``."""

@@ -1,0 +1,131 @@
+"""The supernets that are served, and how newer versions take their place."""
+
+import logging
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import final
+
+from nas.commands.boundary import one_line
+from nas.service.problems import RefusedError
+from nas.service.served import Served, load_served, with_trials
+from nas.service.settings import Offer, ServiceSettings
+from trials import StudyNotFoundError, Tracker, tracking_uri
+
+__all__ = ["Catalogue"]
+
+_logger = logging.getLogger("nas.service")
+_CARD = "supernet.json"
+Stamp = tuple[object, ...]
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _version(offer: Offer) -> Stamp:
+    """Return something that changes when the address stands for another supernet."""
+    if offer.address.startswith("models:"):
+        return (Tracker(tracking_uri()).present_version(offer.address),)
+    path = Path(offer.address)
+    return _stamp(path / _CARD if path.is_dir() else path)
+
+
+@final
+class Catalogue:
+    """Loads supernets and replaces them when their address stands for a newer version.
+
+    A request takes a :class:`Served` once and keeps it, so what is in flight ends on the version it began with. The
+    version before the present one stays loaded, so that links handed out before a change still work.
+
+    Args:
+        settings: names the supernets.
+    """
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self.settings = settings
+        self._current: dict[str, Served] = {}
+        self._before: dict[str, Served] = {}
+        self._problems: dict[str, str] = {}
+        self._versions: dict[str, Stamp] = {}
+        self._studies: Stamp = ()
+        self._lock = threading.Lock()
+
+    @property
+    def ready(self) -> bool:
+        """Whether every supernet can answer."""
+        return len(self._current) == len(self.settings.offers)
+
+    def states(self) -> dict[str, str]:
+        """Return what is loaded, by name, or why it is not."""
+        with self._lock:
+            return {
+                offer.name: f"revision {self._current[offer.name].revision}"
+                if offer.name in self._current
+                else self._problems.get(offer.name, "loading")
+                for offer in self.settings.offers
+            }
+
+    def all(self) -> list[Served]:
+        """Return the supernets that can answer."""
+        with self._lock:
+            return list(self._current.values())
+
+    def get(self, name: str) -> Served:
+        """Return the present version of a supernet.
+
+        Raises:
+            RefusedError: there is none of this name (404), or it is not loaded yet (503).
+        """
+        with self._lock:
+            if name in self._current:
+                return self._current[name]
+            problem = self._problems.get(name)
+        names = [offer.name for offer in self.settings.offers]
+        if name in names:
+            reason = f"could not be loaded ({problem}); it is tried again" if problem else "is being loaded"
+            raise RefusedError(503, "loading", f"the supernet {name} {reason}", headers={"Retry-After": "5"})
+        raise RefusedError(404, "unknown_model", f"this service has no supernet {name!r}; it has {', '.join(names)}")
+
+    def of_revision(self, revision: str) -> Served | None:
+        """Return a loaded supernet by its revision, that before the present one included."""
+        with self._lock:
+            loaded = (*self._current.values(), *self._before.values())
+        return next((served for served in loaded if served.revision == revision), None)
+
+    def refresh(self) -> None:
+        """Load what is not loaded or has changed; what cannot be loaded leaves the version before in its place."""
+        studies = _stamp(Path(self.settings.storage))
+        moved, self._studies = studies != self._studies or "://" in self.settings.storage, studies
+        for offer in self.settings.offers:
+            try:
+                self._refresh(offer, moved=moved)
+            except Exception as error:
+                _logger.exception("cannot load", extra={"fields": {"event": "load_failed", "model": offer.name}})
+                with self._lock:
+                    self._problems[offer.name] = one_line(error)
+
+    def _refresh(self, offer: Offer, *, moved: bool) -> None:
+        version = _version(offer)
+        current = self._current.get(offer.name)
+        if current is None or version != self._versions.get(offer.name):
+            served = load_served(offer, self.settings)
+            self._versions[offer.name] = version
+            fields = {"event": "loaded", "model": offer.name, "revision": served.revision}
+            _logger.info("loaded", extra={"fields": fields})
+        elif moved:
+            try:
+                served = with_trials(current, self.settings)
+            except StudyNotFoundError:
+                served = replace(current, known=type(current.known)((), "no search"))
+        else:
+            return
+        with self._lock:
+            if current is not None and current.revision != served.revision:
+                self._before[offer.name] = current
+            self._current[offer.name] = served
+            self._problems.pop(offer.name, None)

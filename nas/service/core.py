@@ -1,0 +1,217 @@
+"""The service without HTTP: what each request comes to."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import final
+
+import torch
+
+from nas.service.cache import Opened, WeightCache
+from nas.service.catalogue import Catalogue
+from nas.service.identity import architecture_of, split
+from nas.service.jobs import Jobs
+from nas.service.observe import Meters
+from nas.service.predict import Batcher, read_inputs
+from nas.service.problems import RefusedError
+from nas.service.schemas import (
+    ChoiceInfo,
+    CostInfo,
+    Front,
+    Job,
+    MetricInfo,
+    ModelInfo,
+    ModelSummary,
+    Prediction,
+    PredictRequest,
+    SpaceInfo,
+    SubnetworkRequest,
+    Subnetworks,
+)
+from nas.service.selection import (
+    by_architecture,
+    by_search,
+    by_study,
+    pareto,
+    read_architecture,
+    wanted,
+)
+from nas.service.served import Served
+from nas.service.settings import ServiceSettings
+from nas.service.work import SingleFlight, Workers
+from search_spaces import Architecture, import_path
+from supernets.formats import FORMATS
+
+__all__ = ["AT_ONCE", "Service", "summary"]
+
+AT_ONCE = 1.0  # seconds of search up to which a request is answered at once
+_logger = logging.getLogger("nas.service")
+
+
+@final
+class Service:
+    """Everything that serves requests in one process.
+
+    Args:
+        settings: what is offered, and the limits.
+    """
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        folder = Path(settings.folder)
+        self.settings = settings
+        self.meters = Meters()
+        self.catalogue = Catalogue(settings)
+        self.cache = WeightCache(folder / "weights", settings.cache_bytes)
+        self.jobs = Jobs(folder / "jobs", self.catalogue, queue=settings.queue)
+        self.workers = Workers(settings.threads, settings.queue, settings.timeout)
+        self.batcher = Batcher(self.workers)
+        self.meters.pending.set_function(lambda: self.workers.pending)
+        self._making: SingleFlight[None] = SingleFlight()
+        self._answering: SingleFlight[Subnetworks] = SingleFlight()
+        self._tending: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to load, to look for newer versions, and to work on jobs."""
+        torch.set_num_threads(1)
+        self._tending = asyncio.create_task(self._tend())
+
+    async def stop(self) -> None:
+        """End what runs in order; jobs are given back."""
+        if self._tending is not None:
+            self._tending.cancel()
+            await asyncio.gather(self._tending, return_exceptions=True)
+        await asyncio.to_thread(self.jobs.close)
+        await asyncio.to_thread(self.workers.close)
+
+    async def _tend(self) -> None:
+        while True:
+            await asyncio.to_thread(self.catalogue.refresh)
+            if self.catalogue.ready:
+                await asyncio.to_thread(self.jobs.tend)
+            await asyncio.sleep(self.settings.reload)
+
+    def info(self, name: str) -> ModelInfo:
+        """Describe a supernet."""
+        served = self.catalogue.get(name)
+        space, tree = served.space, served.supernet.tree()
+        choices = [
+            ChoiceInfo(
+                name=choice.name,
+                candidates=list(choice.candidates),
+                kind=choice.kind,
+                requires=None if choice.requires is None else list(choice.requires),
+            )
+            for choice in space.choices
+        ]
+        with torch.device("meta"):
+            shapes = [tuple(tensor.shape) for tensor in space.inputs(space.largest())]
+        return ModelInfo(
+            **summary(served).model_dump(),
+            space=SpaceInfo(
+                class_path=import_path(type(space)), digest=space.digest, size=space.size(), choices=choices
+            ),
+            source=tree["source"],
+            task=tree["task"],
+            costs={
+                key: CostInfo(
+                    unit=served.screen.metrics[key].unit,
+                    direction=served.screen.metrics[key].direction,
+                    smallest=low,
+                    largest=high,
+                )
+                for key, (low, high) in served.reach.items()
+            },
+            metrics={
+                metric.name: MetricInfo(unit=metric.unit, direction=metric.direction)
+                for metric in served.objective.metrics
+            },
+            headline=served.supernet.task.headline,
+            inputs=[["batch", *shape[1:]] for shape in shapes],
+            studied=len(served.known.trials),
+            formats=list(FORMATS),
+        )
+
+    def front(self, name: str, objectives: Sequence[str]) -> Front:
+        """Return the Pareto front of a supernet's studies."""
+        return pareto(self.catalogue.get(name), objectives)
+
+    async def subnetworks(self, name: str, request: SubnetworkRequest) -> Subnetworks | Job:
+        """Answer a request for subnetworks; a long search becomes a job."""
+        served = self.catalogue.get(name)
+        if request.architecture is not None:
+            architecture = read_architecture(served, request.architecture)
+            key = (served.revision, architecture)
+            return await self._answering(key, lambda: self.workers.run(lambda: by_architecture(served, architecture)))
+        asked = wanted(served, request)
+        known = by_study(served, asked)
+        if known is not None:
+            return known
+        if request.seconds > AT_ONCE:
+            return await asyncio.to_thread(self.jobs.create, served, request)
+
+        def search() -> Subnetworks:
+            return by_search(served, asked, seed=request.seed, seconds=request.seconds)
+
+        return await self._answering((served.revision, request.model_dump_json()), lambda: self.workers.run(search))
+
+    async def weights(self, name: str, form: str) -> tuple[Opened, bool]:
+        """Return the file of a subnetwork, and whether it had to be made.
+
+        Raises:
+            RefusedError: there is no such subnetwork (404), or it cannot be made.
+        """
+        opened = await asyncio.to_thread(self.cache.open, name, form)
+        if opened is not None:
+            self.meters.cache.labels("hit").inc()
+            return opened, False
+        served, architecture = self._named(name)
+        self.meters.cache.labels("miss").inc()
+        await self._making((name, form), lambda: self.workers.run(lambda: self.cache.make(served, architecture, form)))
+        opened = await asyncio.to_thread(self.cache.open, name, form)
+        if opened is None:
+            raise RefusedError(
+                503, "evicted", "the cache is too small for its files; ask again", headers={"Retry-After": "1"}
+            )
+        return opened, True
+
+    def _named(self, name: str) -> tuple[Served, Architecture]:
+        parts = split(name)
+        served = None if parts is None else self.catalogue.of_revision(parts[0])
+        if parts is None or served is None:
+            if not self.catalogue.ready:
+                raise RefusedError(503, "loading", "the supernets are being loaded", headers={"Retry-After": "5"})
+            raise RefusedError(
+                404, "unknown_subnetwork", f"{name} is of no supernet that is served now; ask for a subnetwork again"
+            )
+        architecture = architecture_of(served.space, parts[1])
+        if architecture is None:
+            raise RefusedError(404, "unknown_subnetwork", f"{served.offer.name} has no subnetwork {name}")
+        return served, architecture
+
+    async def predict(self, name: str, request: PredictRequest) -> Prediction:
+        """Run a subnetwork on the inputs of a client."""
+        served = self.catalogue.get(name)
+        if (request.subnetwork is None) == (request.architecture is None):
+            raise RefusedError(422, "invalid_request", "give either subnetwork, an id, or architecture")
+        if request.architecture is not None:
+            architecture = read_architecture(served, request.architecture)
+        else:
+            served, architecture = self._named(str(request.subnetwork))
+            if served.offer.name != name:
+                raise RefusedError(
+                    404, "unknown_subnetwork", f"{request.subnetwork} belongs to {served.offer.name}, not to {name}"
+                )
+        inputs = read_inputs(served, architecture, request.inputs)
+        outputs = await self.batcher(served, architecture, inputs)
+        return Prediction(subnetwork=served.name_of(architecture), outputs=outputs)
+
+
+def summary(served: Served) -> ModelSummary:
+    """Describe a supernet in a line."""
+    return ModelSummary(
+        name=served.offer.name,
+        address=served.offer.address,
+        version=served.located.version,
+        revision=served.revision,
+    )
