@@ -20,7 +20,6 @@ from trials import (
     TrackingUnavailableError,
     Trial,
     TrialState,
-    TrialStore,
     hypervolume,
     write_atomically,
 )
@@ -173,7 +172,7 @@ def run_study(
             result = search.run(settings.trials)
             watch.progress.close()
             _announce(result, search.problem.objectives, settings, command)
-            files = _report(search.store, result, folder / "report")
+            files = _report(search, result, folder / "report", storage=settings.storage)
         if mirror is not None:
             _complete(mirror, settings, tracking, folder, origin)
     for path in files.values():
@@ -207,12 +206,15 @@ def _announce(result: SearchResult, objectives: Sequence[Metric], settings: Sear
         print(f"[search] trial {failed.number} failed: {reason[-1] if reason else 'for no known reason'}")
 
 
-def _report(store: TrialStore, result: SearchResult, folder: Path) -> Mapping[str, Path]:
+def _report(search: Search, result: SearchResult, folder: Path, *, storage: str) -> Mapping[str, Path]:
     if not result.front:
         return {}
-    from nas.report import write_report  # plotting is heavy, and only needed now
+    from nas.findings import find  # plotting is heavy, and only needed now
+    from nas.report import write_report
 
-    files = dict(write_report(store.spec, result.trials, folder))
+    spec = search.store.spec
+    findings = find(spec, result.trials, search.problem.space, storage=storage)
+    files = dict(write_report(spec, result.trials, folder, findings))
     files["trials_json"] = write_trials(result.trials, folder)
     return files
 

@@ -2,19 +2,21 @@
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from plotly.offline import get_plotlyjs
 
 from nas.report import write_report
 from nas.reporting import summarise
 from nas.reporting.page import page
+from nas.reporting.panels import Ink, panels
 from trials import Limit, Measurement, Metric, StudySpec, Trial, TrialState, hypervolume, non_dominated
 
 METRICS = (
@@ -153,19 +155,95 @@ def test_hypervolume_csv_starts_at_the_first_complete_trial(tmp_path):
 
 
 @pytest.mark.parametrize("objectives", [1, 2, 3, 4])
+def tips(text: str) -> dict[str, str]:
+    found = re.search(r'<script type="application/json" id="trials">(.*?)</script>', text, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def drawn(text: str, key: str) -> ElementTree.Element:
+    found = re.search(rf'<svg[^>]* id="{key}".*?</svg>', text, re.DOTALL)
+    assert found is not None, key
+    return ElementTree.fromstring(found[0])
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3, 4])
 def test_page_is_self_contained_and_names_every_trial(objectives):
     text = page(summarise(spec(objectives), study()))
-    assert get_plotlyjs() in text
-    tail = text.replace(get_plotlyjs(), "")
-    assert not re.search(r"https?://|\bsrc\s*=|<link\b|@import|\burl\(", tail)
-    assert "<b>no</b>" not in tail
-    assert "RuntimeError: &lt;b&gt;no&lt;/b&gt;" in tail
-    assert "max_params: 1,000 against 900" in tail
+    assert len(text) < 200_000
+    assert not re.search(r"https?://|\bsrc\s*=|<link\b|@import|\burl\(", text)
+    assert "<b>no</b>" not in text
+    assert "RuntimeError: &lt;b&gt;no&lt;/b&gt;" in text
+    assert "max_params: 1,000 against 900" in text
+    said = tips(text)
+    assert said.keys() == {str(one.number) for one in study()}
     for one in study()[:12]:
-        assert f"trial {one.number}\\u003c" in tail
-        assert f"{100 * one.value('accuracy'):.2f} %" in tail
-    for name in ("pareto", "hypervolume", "choices"):
-        assert f'id="{name}"' in tail
+        assert f"accuracy: {100 * one.value('accuracy'):.2f} %" in said[str(one.number)]
+        assert f"se={one.architecture['se']}" in said[str(one.number)]
+    for key in ("pareto", "hypervolume", "choices"):
+        assert len(drawn(text, key)) > 10
+
+
+def test_dots_lie_where_the_scales_say_and_carry_their_trial():
+    summary = summarise(spec(), study())
+    text = page(summary)
+    dots = {
+        dot.get("data-trial"): dot for dot in drawn(text, "pareto").iter("circle") if dot.get("data-trial") is not None
+    }
+    assert dots.keys() == {str(n) for n in range(14)}  # the running one has no cost to be drawn at
+    done = study()[:12]
+    (panel,) = panels(summary)
+    for place, axis, sign in (("cx", panel.x, 1), ("cy", panel.y, -1)):
+        name = "params" if place == "cx" else "accuracy"
+        places = [float(dots[str(one.number)].get(place, "nan")) for one in done]
+        values = [math.log(one.value(name)) if axis.log else one.value(name) for one in done]
+        low, high = values.index(min(values)), values.index(max(values))
+        assert sign * (places[high] - places[low]) > 100
+        for value, found in zip(values, places, strict=True):
+            share = (value - values[low]) / (values[high] - values[low])
+            assert found == pytest.approx(places[low] + share * (places[high] - places[low]), abs=0.05)
+    lowest = max(float(dots[str(n)].get("cy", "nan")) for n in range(12))
+    assert float(dots["12"].get("cy", "nan")) > lowest  # no accuracy: apart, below the panel
+    front = {int(number) for number, dot in dots.items() if "front" in dot.get("class", "")}
+    assert front == {t.number for t in summarise(spec(), study()).front}
+
+
+def test_parallel_lines_of_one_candidate_lie_side_by_side_the_best_highest():
+    summary = summarise(spec(), study())
+    lines = [path for path in drawn(page(summary), "choices").iter("path") if path.get("data-heights")]
+    heights = {
+        int(path.get("data-trial", "")): [float(h) for h in path.get("data-heights", "").split(",")] for path in lines
+    }
+    assert heights.keys() == set(range(12))
+    axis = list(CHOICES).index("op")  # categorical, and every trial has it
+    by_candidate: dict[object, list[tuple[float, float]]] = {}
+    for one in study()[:12]:
+        by_candidate.setdefault(one.architecture["op"], []).append((one.value("accuracy"), heights[one.number][axis]))
+    bands = []
+    for placed in by_candidate.values():
+        ordered = [height for _, height in sorted(placed)]
+        assert ordered == sorted(ordered, reverse=True)
+        assert len(set(ordered)) == len(ordered)
+        bands.append((min(ordered), max(ordered)))
+    (_, upper), (lower, _) = sorted(bands)
+    assert upper < lower
+
+
+def test_best_trial_is_orange_and_drawn_on_top():
+    summary = summarise(spec(), study())
+    lines = [path for path in drawn(page(summary), "choices").iter("path") if path.get("data-heights")]
+    assert lines[-1].get("data-trial") == str(summary.front[0].number)
+    assert lines[-1].get("stroke") == Ink.FRONT
+
+
+def test_a_large_study_stays_small_and_draws_its_best():
+    rng = np.random.default_rng(0)
+    trials = [trial(n, accuracy=float(a), params=float(n % 97)) for n, a in enumerate(rng.random(1500))]
+    text = page(summarise(spec(), trials))
+    lines = [path for path in drawn(text, "choices").iter("path") if path.get("data-heights")]
+    shown = {int(path.get("data-trial", "")) for path in lines}
+    assert len(shown) == 1000
+    assert shown == {t.number for t in sorted(trials, key=lambda t: t.value("accuracy"))[500:]}
 
 
 def test_equal_studies_give_equal_files(tmp_path):
