@@ -200,8 +200,8 @@ def apply_linearized(
         def outputs(weights: dict[str, Tensor]) -> Any:
             return _call(module, {**buffers, **weights}, values, None)
 
-        value, pull = vjp(outputs, dict(tensors))
-        _, push = vjp(pull, torch.zeros_like(value))  # the transpose of a linear map twice is the map itself
+        value, pull = vjp(outputs, dict(tensors))[:2]
+        push = vjp(pull, torch.zeros_like(value))[1]  # the transpose of a linear map twice is the map itself
         moved: Tensor = value + push((delta,))[0]
         return moved
 
