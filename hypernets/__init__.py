@@ -8,7 +8,7 @@
 torch.Size([3, 16, 2])
 """
 
-from hypernets.applying import apply, apply_many
+from hypernets.applying import apply, apply_linearized, apply_many
 from hypernets.base import HyperNetwork
 from hypernets.best_response import BestResponseHyperNetwork, Hyperparameters, Tunable
 from hypernets.card import HyperCard
@@ -72,6 +72,7 @@ __all__ = [
     "Tunable",
     "Unit",
     "apply",
+    "apply_linearized",
     "apply_many",
     "diagnose",
     "digest",
