@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from hypernets import apply, apply_many
-from hypernets.applying import apply_linearized
+from hypernets import apply, apply_linearized, apply_many
 
 
 class Tied(nn.Module):
