@@ -6,8 +6,9 @@ from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from search_spaces import Architecture, RelaxedArchitecture, SearchSpace, derive_seed
+from search_spaces import Architecture, MixedOp, RelaxedArchitecture, SearchSpace, derive_seed
 from supernets.expected import Expectation, ExpectedCost
 from supernets.rules import SamplingRule, Score, Slot
 from supernets.samplers import AlphaSampler, DrNASSampler
@@ -109,6 +110,8 @@ class DifferentiableRule(nn.Module, SamplingRule):
                     "SharedWeights or MixtureWeights, or another rule"
                 ) from error
         operations = source.relaxation.operations
+        if operations and self.sampler.learns:
+            _require_scale_free(space)
         if self.cost is not None and operations:
             raise ValueError(
                 f"DifferentiableRule.cost knows the sizes of tensors, and {operations[0]!r} chooses among operations "
@@ -261,6 +264,22 @@ class DifferentiableRule(nn.Module, SamplingRule):
                 found[f"expected/{self.cost.name}"] = float(self._expectation(mean))
                 found[f"selected/{self.cost.name}"] = self._selected_cost()
         return found
+
+
+def _require_scale_free(space: SearchSpace) -> None:
+    """Refuse operations whose norms have scales: they would undo the weight of their operation."""
+    with torch.device("meta"):
+        operations = {n: m for n, m in space.superset().named_modules() if isinstance(m, MixedOp)}
+    scaled = [
+        name
+        for name, operation in operations.items()
+        if any(isinstance(layer, _NormBase) and layer.affine for layer in operation.modules())
+    ]
+    if scaled:
+        raise ValueError(
+            f"DifferentiableRule needs operations whose norms have no scales, which would undo the weight of their "
+            f"operation (as in {scaled[0]!r}); set affine: false in the space {type(space).__name__}"
+        )
 
 
 def _key(choice: str) -> str:

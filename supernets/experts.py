@@ -33,7 +33,15 @@ def blend(experts: Sequence[Tensor], weights: Tensor) -> Tensor:
 
 @final
 class _Tensors(nn.Module):
-    """Parameters of one layer under the leaf names they have there, so that biases are known as biases."""
+    """Parameters of one layer under the leaf names they have there, so that biases are known as biases.
+
+    Attributes:
+        undecayed: leaf names of parameters that weight decay spares like biases: scales of norms.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.undecayed: set[str] = set()
 
 
 class Experts(nn.Module, ABC):
@@ -49,12 +57,16 @@ class Experts(nn.Module, ABC):
     def _key(owner: str) -> str:
         return "/" + owner.replace(".", "/")
 
-    def _add(self, name: str, suffix: str, tensor: Tensor) -> None:
+    def _add(self, name: str, suffix: str, tensor: Tensor, *, flat: bool = False) -> None:
         owner, _, leaf = name.rpartition(".")
         key = self._key(owner)
         if key not in self.layers:
             self.layers[key] = _Tensors()
-        self.layers[key].register_parameter(leaf + suffix, nn.Parameter(tensor))
+        layer = self.layers[key]
+        assert isinstance(layer, _Tensors)  # noqa: S101 - made above
+        layer.register_parameter(leaf + suffix, nn.Parameter(tensor))
+        if flat:
+            layer.undecayed.add(leaf + suffix)
 
     def _get(self, name: str, suffix: str = "") -> Tensor:
         owner, _, leaf = name.rpartition(".")
@@ -97,7 +109,7 @@ class FullExperts(Experts):
         super().__init__()
         self.names = tuple(builds[0])
         for name in self.names:
-            self._add(name, "", torch.stack([build[name] for build in builds]))
+            self._add(name, "", torch.stack([build[name] for build in builds]), flat=builds[0][name].ndim < 2)
 
     def forward(self, part: TensorSlice, stored: Tensor, weights: Tensor) -> Tensor:
         """See :class:`Experts`."""

@@ -318,7 +318,8 @@ class Supernet(L.LightningModule):
         if not self.decay_norms:
             for layer in self.source.modules():
                 for leaf, parameter in layer._parameters.items():
-                    if parameter is not None and (leaf == "bias" or isinstance(layer, _NORMS)):
+                    spared = leaf == "bias" or isinstance(layer, _NORMS) or leaf in getattr(layer, "undecayed", ())
+                    if spared and parameter is not None:
                         exempt.add(parameter)
         groups: list[dict[str, Any]] = [{"params": [p for p in self.source.parameters() if p not in exempt]}]
         if exempt:

@@ -17,6 +17,7 @@ from search_spaces import (
     Architecture,
     CellSpace,
     ConvNetSpace,
+    DARTSSpace,
     FactorySpace,
     Head,
     MLPSpace,
@@ -199,6 +200,19 @@ def test_operations_have_no_expected_cost_yet_and_that_is_said() -> None:
     rule = DifferentiableRule(cost=ExpectedParameters(), cost_weight=1.0)
     with pytest.raises(ValueError, match=r"operations.*leave cost out"):
         Supernet(cells, Classification(3), rule=rule)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        CellSpace(3, resolution=6, widths=(4,), cells=1),
+        DARTSSpace(3, in_channels=2, resolution=9, width=2, cells=3, nodes=1),
+    ],
+    ids=["cells", "darts"],
+)
+def test_scales_of_norms_that_would_undo_the_weights_of_operations_are_refused(space: SearchSpace) -> None:
+    with pytest.raises(ValueError, match=rf"affine: false in the space {type(space).__name__}"):
+        Supernet(space, Classification(3), rule=DifferentiableRule())
 
 
 # Training ------------------------------------------------------------------------------------------------------------

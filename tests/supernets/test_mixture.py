@@ -506,3 +506,14 @@ def test_biases_of_experts_and_routers_are_spared_weight_decay(
     spared = set(map(id, fit(supernet, labelled(space), 1).optimizers[0].param_groups[1]["params"]))
     parameters = dict(supernet.source.named_parameters())
     assert spared == {id(parameter) for name, parameter in parameters.items() if name.endswith("bias")}
+
+
+def test_scales_of_norms_are_spared_in_every_expert(
+    labelled: Callable[..., Any], fit: Callable[..., L.Trainer]
+) -> None:
+    space = MLPSpace(12, 4, widths=(6, 10), depths=(1,))
+    supernet = Supernet(space, Classification(4), source=lambda given: MixtureWeights(given, mixed=["*"], hidden=4))
+    spared = set(map(id, fit(supernet, labelled(space), 1).optimizers[0].param_groups[1]["params"]))
+    scales = [parameter for name, parameter in supernet.source.named_parameters() if "norm1" in name]
+    assert len(scales) == 4
+    assert {id(parameter) for parameter in scales} <= spared
