@@ -225,7 +225,7 @@ class _Growing:
     def _keep(self, name: str, geometry: Geometry, share: float) -> None:
         """Note how the trained parts are mixed, where all of them are."""
         banks = [member.mixtures.get(own) for member, own in zip(self.members, geometry.names, strict=True)]
-        sides = ({}, dict.fromkeys(geometry.growing, 1))
+        sides: tuple[dict[int, int], ...] = ({}, dict.fromkeys(geometry.growing, 1))
         for number, (bank, side) in enumerate(zip(banks, sides, strict=False)):
             if bank is None:
                 self.blocks.pop(name, None)

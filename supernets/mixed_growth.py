@@ -66,7 +66,7 @@ class MixedNetwork(nn.Module):
         for name, layout in self._layout.items():
             tensor = torch.zeros_like(self.module.get_parameter(name))
             for index, row, bank, scale in layout:
-                shape = torch.broadcast_shapes(*(places.shape for places in index))
+                shape = [places.numel() for places in index]
                 mixed = torch.tensordot(self.coefficients[row], self.templates[bank], 1)
                 tensor = tensor.index_put(index, scale * mixed[tuple(slice(size) for size in shape)])
             made[name] = tensor
