@@ -5,9 +5,9 @@ feed-forward ratio 1 to 4, context 64). The smallest, the middle and the largest
 largest, the smallest and a random subnetwork in each step, all on labels, for the same number of steps on the same
 batches. The gap is the validation loss of a subnetwork with its supernet's weights above that of its twin trained
 alone. One mixture is that of the paper, two experts of every feed-forward network; the other, which is judged, mixes
-attention and norms too. Each has the authors' control beside it, the same experts behind a router that sees no architecture. Time is that
-of one step against one of plain sharing, taken in turn. Memory is that of parameters, gradients, both moments of AdamW,
-and what the largest forward pass keeps for the backward pass.
+attention and norms too. Each has the authors' control beside it, the same experts behind a router that sees no
+architecture. Time is that of one step against one of plain sharing, taken in turn. Memory is that of parameters,
+gradients, both moments of AdamW, and what the largest forward pass keeps for the backward pass.
 """
 
 import statistics
