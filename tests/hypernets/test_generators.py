@@ -61,6 +61,14 @@ def test_a_part_equals_that_part_of_the_whole(name):
             torch.testing.assert_close(part[n], whole[n], rtol=1e-5, atol=1e-6)
 
 
+def test_nothing_asked_gives_nothing_and_no_sets_stream_no_values(name):
+    hypernet = make(name)
+    assert hypernet.generate(some(hypernet, 2), {}) == {}
+    assert list(hypernet.stream(some(hypernet, 2), {})) == []
+    streamed = {n: tuple(value.shape) for n, value in hypernet.stream(some(hypernet, 0))}
+    assert streamed == {n: (0, *shape) for n, shape in hypernet.target.shapes.items()}
+
+
 def test_other_names_and_shapes_are_refused(name):
     hypernet = make(name)
     with pytest.raises(
