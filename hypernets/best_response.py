@@ -174,13 +174,13 @@ class Hyperparameters(nn.Module):
         scale: first standard deviation of the noise, in unconstrained space.
 
     Raises:
-        ValueError: there is none, or the scale is not positive.
+        ValueError: there is none, or the scale is not positive and finite.
     """
 
     def __init__(self, tunables: Mapping[str, Tunable], *, scale: float = 1.0) -> None:
         super().__init__()
-        if not tunables or scale <= 0:
-            raise ValueError(f"at least one hyperparameter and scale > 0 are needed, got {tunables}, {scale=}")
+        if not tunables or not 0 < scale < math.inf:
+            raise ValueError(f"at least one hyperparameter and 0 < scale < inf are needed, got {tunables}, {scale=}")
         self.tunables, self.scale = dict(tunables), scale
         self.free = nn.Parameter(torch.tensor([tunable.free() for tunable in tunables.values()]))
         self.spread = nn.Parameter(torch.full((len(tunables),), scale + math.log(-math.expm1(-scale))))

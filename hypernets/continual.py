@@ -1,5 +1,6 @@
 """Learning tasks one after another without forgetting: keep what the hypernetwork generates for earlier ones."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import final
 
@@ -52,9 +53,9 @@ class OutputRegularizer:
         self.count, self.generator = count, generator
         self.condition = {name: value.detach() for name, value in hypernet.encoder.read(condition, like=like).items()}
         sets = len(next(iter(self.condition.values())))
-        if strength < 0 or sets < 1 or (count is not None and not 1 <= count <= sets):
+        if not 0 <= strength < math.inf or sets < 1 or (count is not None and not 1 <= count <= sets):
             raise ValueError(
-                f"strength >= 0, K >= 1 and 1 <= count <= K must hold, got strength={strength}, K={sets}, {count=}"
+                f"0 <= strength < inf, K >= 1 and 1 <= count <= K must hold, got strength={strength}, {sets=}, {count=}"
             )
         if count is not None and generator is None:
             raise ValueError("count draws conditions in every step: pass the generator to draw them with")

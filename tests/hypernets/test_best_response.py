@@ -108,10 +108,11 @@ def test_perturbations_have_the_learned_scale_and_entropy():
 def test_wrong_hyperparameters_are_refused(wrong):
     with pytest.raises(ValueError, match="low < start < high must hold"):
         Tunable(*wrong)
-    with pytest.raises(ValueError, match="at least one hyperparameter and scale > 0"):
+    with pytest.raises(ValueError, match="at least one hyperparameter and 0 < scale < inf"):
         Hyperparameters({})
-    with pytest.raises(ValueError, match="scale > 0"):
-        Hyperparameters({"a": Tunable(1.0)}, scale=0)
+    for scale in (0, math.nan):
+        with pytest.raises(ValueError, match="0 < scale < inf"):
+            Hyperparameters({"a": Tunable(1.0)}, scale=scale)
 
 
 @pytest.mark.parametrize("centred", [False, True])

@@ -72,7 +72,8 @@ def test_gradients_pull_back_to_what_was_generated():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strength": -1.0}, "strength >= 0"),
+        ({"strength": -1.0}, "0 <= strength < inf"),
+        ({"strength": float("nan")}, "0 <= strength < inf"),
         ({"count": 0, "generator": torch.Generator()}, "1 <= count <= K"),
         ({"count": 3, "generator": torch.Generator()}, "1 <= count <= K"),
         ({"count": 1}, "pass the generator"),
