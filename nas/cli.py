@@ -15,6 +15,8 @@ from nas.callbacks import FitProgress, KeepConfig, LogOften
 from nas.commands.boundary import INTERRUPTED, UsageError
 from nas.commands.functions import OneLineErrors
 from nas.commands.silence import silenced
+from nas.conditioned import ConditionedNetwork
+from nas.hypernetworks import publish_conditioned
 from nas.publishing import new_run_folder, publish
 from nas.search import SearchResult
 from nas.settings import SearchSettings
@@ -183,6 +185,8 @@ class NASCLI(LightningCLI):
         if checkpoint is None:
             return {}
         path = locate(checkpoint).path
+        if isinstance(self.model, ConditionedNetwork) and path.is_file():
+            return {"ckpt_path": str(path), "weights_only": True}
         if path.is_dir():
             if not isinstance(self.model, Supernet):
                 raise UsageError(f"fit --ckpt_path takes the weights of {path} for a supernets.Supernet, model is none")
@@ -217,8 +221,14 @@ class NASCLI(LightningCLI):
         self.result = trainer.search(**given)
 
     def after_fit(self) -> None:
-        """Save, register and announce the supernet."""
-        if self.folder is not None and isinstance(self.model, Supernet) and self.trainer.is_global_zero:
+        """Save, register and announce the supernet or the hypernetwork."""
+        if self.folder is None or not self.trainer.is_global_zero:
+            return
+        if isinstance(self.model, ConditionedNetwork):
+            publish_conditioned(
+                self.model, self.datamodule, self.folder, study=self.settings.study, logger=self.trainer.logger
+            )
+        if isinstance(self.model, Supernet):
             publish(
                 self.model,
                 self.datamodule,

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from nas.cli import NASParser
+from nas.conditioned import ConditionedNetwork
 from nas.settings import SearchSettings
 from nas.trainer import NASTrainer
 from search_spaces import construct, describe
@@ -33,10 +34,15 @@ def test_it_builds_and_can_be_described(path: Path) -> None:
     parser, config = parsed(path)
     del config["trainer"]
     made = parser.instantiate(config)
-    assert isinstance(made.model, Supernet)
-    space = made.model.space
-    assert space.contains(space.sample(torch.Generator().manual_seed(0)))
-    for part in (space, made.model.task, made.model.rule):
+    parts = [made.model.task]
+    if isinstance(made.model, ConditionedNetwork):
+        parts += made.model.conditions.values()
+    else:
+        assert isinstance(made.model, Supernet)
+        space = made.model.space
+        assert space.contains(space.sample(torch.Generator().manual_seed(0)))
+        parts += [space, made.model.rule]
+    for part in parts:
         assert describe(construct(describe(part))) == describe(part)
     assert describe(made.data)["init_args"]
     assert made.search.trials > 0

@@ -112,7 +112,18 @@ def test_interruption_is_130() -> None:
 def test_help_lists_every_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    for command in ("fit", "validate", "test", "search", "profile", "sample", "export", "report", "quickstart"):
+    for command in (
+        "fit",
+        "validate",
+        "test",
+        "search",
+        "profile",
+        "sample",
+        "export",
+        "generate",
+        "report",
+        "quickstart",
+    ):
         assert f"  {command} " in text
 
 
