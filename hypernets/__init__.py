@@ -29,7 +29,9 @@ from hypernets.dense import DenseHyperNetwork
 from hypernets.diagnostics import Diagnosis, diagnose
 from hypernets.diffusion import DiffusionHyperNetwork
 from hypernets.fields import Field
+from hypernets.implicit import ImplicitHyperNetwork
 from hypernets.labelled import LabelledExamples
+from hypernets.ordering import path_length, shortest_path
 from hypernets.parametrization import Parametrization
 from hypernets.persistence import (
     HyperNetworkFileError,
@@ -42,6 +44,7 @@ from hypernets.persistence import (
 )
 from hypernets.recalibration import recalibrate
 from hypernets.recurrent import RecurrentHyperNetwork
+from hypernets.resampling import interpolation, resample
 from hypernets.target import Target, TensorSpec
 
 __all__ = [
@@ -61,6 +64,7 @@ __all__ = [
     "HyperNetwork",
     "HyperNetworkFileError",
     "Hyperparameters",
+    "ImplicitHyperNetwork",
     "LabelledExamples",
     "OutputRegularizer",
     "Parametrization",
@@ -77,10 +81,14 @@ __all__ = [
     "diagnose",
     "digest",
     "importance",
+    "interpolation",
     "load",
+    "path_length",
     "read_card",
     "read_provenance",
     "recalibrate",
+    "resample",
     "save_hypernetwork",
     "save_weights",
+    "shortest_path",
 ]

@@ -21,6 +21,7 @@ from hypernets.chunked import ChunkedHyperNetwork
 from hypernets.conditions import field_from_json
 from hypernets.dense import DenseHyperNetwork
 from hypernets.diffusion.generator import DiffusionHyperNetwork
+from hypernets.implicit import ImplicitHyperNetwork
 from hypernets.parametrization import Parametrization
 from hypernets.recurrent import RecurrentHyperNetwork
 from hypernets.target import Target
@@ -43,6 +44,7 @@ _BUILT_IN: tuple[type[HyperNetwork], ...] = (
     RecurrentHyperNetwork,
     BestResponseHyperNetwork,
     DiffusionHyperNetwork,
+    ImplicitHyperNetwork,
 )
 _CARD, _PROVENANCE = "hypernetwork", "generated"
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

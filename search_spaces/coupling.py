@@ -61,12 +61,19 @@ def couplings(space: SearchSpace, *, seed: int = 0) -> Couplings:
     permutation, and the outputs of the largest build in evaluation mode must not change, nor those of builds with
     another candidate of a categorical choice. Cropped dimensions of kernels are no channels.
 
-    Costs some forward passes of one example through the largest build for each block.
+    Costs some forward passes of one example through the largest build for each block, at the first call for a space.
 
     Args:
         space: the search space.
         seed: of the random weights. The global random state is left as it was.
     """
+    known: dict[int, Couplings] = vars(space).setdefault("_couplings", {})
+    if seed not in known:
+        known[seed] = _found(space, seed)
+    return known[seed]
+
+
+def _found(space: SearchSpace, seed: int) -> Couplings:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         largest = space.superset()

@@ -9,6 +9,7 @@ from supernets.expected import ExpectedCost, ExpectedParameters
 from supernets.export import Exported, ExportError, export
 from supernets.generated import GeneratedWeights
 from supernets.growth import Ensemble, Member, grow, grow_mixed, member_of
+from supernets.implicit import ImplicitWeights
 from supernets.kernels import KernelTransform
 from supernets.mixed_growth import MixedNetwork
 from supernets.mixture import MixtureWeights
@@ -46,6 +47,7 @@ __all__ = [
     "GDASSampler",
     "GeneratedWeights",
     "GrowthError",
+    "ImplicitWeights",
     "KernelTransform",
     "LanguageModelling",
     "Member",
@@ -78,10 +80,10 @@ __all__ = [
     "card",
     "export",
     "grow",
+    "grow_mixed",
     "importance",
     "load",
     "load_weights",
-    "grow_mixed",
     "member_of",
     "parameters_of",
     "read_card",

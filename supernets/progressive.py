@@ -11,7 +11,7 @@ import torch
 
 from search_spaces import Architecture, Choice, SearchSpace, couplings, derive_seed
 from supernets.rules import SamplingRule, Score, Slot
-from supernets.weights import SharedWeights, WeightSource
+from supernets.weights import WeightSource
 
 __all__ = ["ProgressiveRule", "ShrinkingStage"]
 
@@ -28,7 +28,8 @@ class ShrinkingStage:
         smallest: whether every step also trains the smallest architecture that the stage allows (the sandwich rule).
         distillation: whether the largest architecture teaches the others; otherwise all learn from labels.
         sort_channels: whether channels are put in order of importance as the stage begins, so that a prefix is the best
-            subset of that many (Once-for-All, arXiv 1908.09791, section 3.2). Meant for stages that open widths.
+            subset of that many (Once-for-All, arXiv 1908.09791, section 3.2); with ``ImplicitWeights``, so that
+            neighbours are alike. Meant for stages that open widths.
 
     Raises:
         ValueError: a number is out of range.
@@ -168,10 +169,10 @@ class ProgressiveRule(SamplingRule):
 
 def _check_sortable(space: SearchSpace, source: WeightSource) -> None:
     """Refuse weights that cannot be reordered, and spaces without channels that can."""
-    if not isinstance(source, SharedWeights):
+    if not source.sortable:
         raise ValueError(
             f"ShrinkingStage.sort_channels reorders plain shared weights and cannot with {type(source).__name__}; "
-            "use SharedWeights, or set sort_channels: false"
+            "use SharedWeights or ImplicitWeights, or set sort_channels: false"
         )
     found = couplings(space)
     if not found.verified:

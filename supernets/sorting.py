@@ -1,14 +1,17 @@
-"""Channels in order of importance, so that a prefix is the best subset of that many."""
+"""Channels in an order that smaller architectures gain from."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from search_spaces import Coupling, Couplings, couplings, permuted
-from supernets.weights import SharedWeights, WeightSource
+from search_spaces import Coupling, Couplings, SearchSpace, couplings, permuted
 
-__all__ = ["importance", "sort_channels"]
+if TYPE_CHECKING:
+    from supernets.weights import WeightSource
+
+__all__ = ["by_importance", "importance", "reorder", "sort_channels"]
 
 
 def importance(tensors: Mapping[str, Tensor], coupling: Coupling) -> Tensor:
@@ -31,36 +34,50 @@ def importance(tensors: Mapping[str, Tensor], coupling: Coupling) -> Tensor:
     return total
 
 
-def sort_channels(source: WeightSource, optimizer: torch.optim.Optimizer | None = None) -> Couplings:
-    """Put the elastic channels of shared weights in falling order of :func:`importance`, in place.
+def by_importance(tensors: Mapping[str, Tensor], coupling: Coupling) -> Tensor:
+    """Return the channels in falling order of :func:`importance`; equal importance keeps its order."""
+    return torch.argsort(importance(tensors, coupling), descending=True, stable=True)
 
-    The largest build computes what it computed before; smaller ones get the most important channels. Equal importance
-    keeps its order. Whatever the optimiser remembers for each element (momentum, moments) moves with it.
+
+def sort_channels(source: "WeightSource", optimizer: torch.optim.Optimizer | None = None) -> Couplings:
+    """Put the elastic channels of a source in the order that smaller architectures gain from, in place.
+
+    The largest build computes what it computed before. Shared weights: most important first (:func:`importance`), so
+    that a prefix is the best subset. Implicit weights: neighbours alike. Whatever the optimiser remembers for each
+    element (momentum, moments) moves along.
 
     Args:
-        source: plain shared weights.
+        source: of which ``sortable`` is true.
         optimizer: of the parameters of ``source``.
 
     Returns:
         What was sorted (``verified``) and what could not be (``left_out``).
 
     Raises:
-        TypeError: the source is no :class:`SharedWeights`.
+        TypeError: channels of the source cannot be sorted.
     """
-    if not isinstance(source, SharedWeights):
-        raise TypeError(f"channels of {type(source).__name__} cannot be sorted; use SharedWeights")
-    found = couplings(source.space)
-    stored = source.stored()
-    tensors = dict(source.largest.named_buffers()) | stored
+    return source.sort(optimizer)
+
+
+def reorder(
+    space: SearchSpace,
+    stored: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    order: Callable[[Mapping[str, Tensor], Coupling], Tensor],
+    optimizer: torch.optim.Optimizer | None,
+) -> Couplings:
+    """Permute coupled channels of tensors of the largest build in place; see ``SharedWeights.reorder``."""
+    found = couplings(space)
+    tensors = {**buffers, **stored}
     with torch.no_grad():
         for coupling in found.verified:
-            order = torch.argsort(importance(stored, coupling), descending=True, stable=True)
+            places = order(stored, coupling)
             for site in coupling.sites:
                 tensor = tensors[site.tensor]
-                tensor.copy_(permuted(tensor, site, order))
+                tensor.copy_(permuted(tensor, site, places))
                 state = {} if optimizer is None else optimizer.state.get(tensor, {})
                 for key, value in state.items():
                     like = isinstance(value, Tensor) and value.ndim == tensor.ndim
                     if like and value.shape[site.dim] == tensor.shape[site.dim]:
-                        state[key] = permuted(value, site, order)
+                        state[key] = permuted(value, site, places)
     return found

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -198,8 +198,14 @@ class Supernet(L.LightningModule):
             self.source.skeletons.borrow(slot.architecture, device).train()
         outputs = self.source.skeletons.call(slot.architecture, device, tensors, self.task.inputs(batch))
         if slot.role == "student":
-            return self.task.distil(*(self.task.counted(given, batch) for given in (outputs, teacher))), outputs
-        return self.task.loss(outputs, batch, regularise=True), outputs
+            loss = self.task.distil(*(self.task.counted(given, batch) for given in (outputs, teacher)))
+            return self._penalised(slot.architecture, tensors, loss), outputs
+        return self._penalised(slot.architecture, tensors, self.task.loss(outputs, batch, regularise=True)), outputs
+
+    def _penalised(self, architecture: Architecture, tensors: Mapping[str, Tensor], loss: Tensor) -> Tensor:
+        """Add the weight source's own term, where it has one."""
+        own = self.source.penalty(architecture, tensors)
+        return loss if own is None else loss + own
 
     def _student(self, architecture: Architecture) -> None:
         """Bring a skeleton into the mode of students: only what learns from labels is regularised (BigNAS)."""

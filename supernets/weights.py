@@ -2,7 +2,7 @@
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
@@ -10,10 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from search_spaces import Architecture, RelaxedArchitecture, SearchSpace, SlicePlan, Slicer, SlicingError, TensorSlice
+from search_spaces import (
+    Architecture,
+    Coupling,
+    Couplings,
+    RelaxedArchitecture,
+    SearchSpace,
+    SlicePlan,
+    Slicer,
+    SlicingError,
+    TensorSlice,
+)
 from supernets.kernels import KernelTransform
 from supernets.relaxation import Relaxation
 from supernets.skeletons import Skeletons, ThreadCache
+from supernets.sorting import by_importance, reorder
 
 __all__ = ["SharedWeights", "WeightSource"]
 
@@ -33,9 +44,11 @@ class WeightSource(nn.Module, ABC):
     Attributes:
         generated: whether a hypernetwork makes the tensors, so that scores must prove themselves before a search may
             rank by them (``nas.TrustGate``).
+        sortable: whether :meth:`sort` works.
     """
 
     generated: ClassVar[bool] = False
+    sortable: ClassVar[bool] = False
 
     def __init__(self, space: SearchSpace, *, skeletons: Skeletons | None = None) -> None:
         super().__init__()
@@ -95,6 +108,20 @@ class WeightSource(nn.Module, ABC):
             self._relaxation = Relaxation(self.space)
         return self._relaxation
 
+    def sort(self, optimizer: torch.optim.Optimizer | None = None) -> Couplings:
+        """Put the channels of the largest build in the order that smaller ones gain from; see :func:`sort_channels`.
+
+        Raises:
+            TypeError: the source cannot, and ``sortable`` is false.
+        """
+        del optimizer
+        raise TypeError(f"channels of {type(self).__name__} cannot be sorted; use SharedWeights")
+
+    def penalty(self, architecture: Architecture, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        """Return the source's own term of the training loss for tensors it gave ``architecture``; default: none."""
+        del architecture, tensors
+        return None
+
     def provenance(self) -> Mapping[str, str]:
         """Return what trials say about the weights beside their version. Default: nothing."""
         return {}
@@ -149,6 +176,8 @@ class SharedWeights(WeightSource):
         SlicingError: a tensor of some architecture has no well-defined place in the largest build, or a buffer of it
             is random.
     """
+
+    sortable = True
 
     def __init__(
         self, space: SearchSpace, *, seed: int = 0, kernel_transform: bool = False, zero_residual_gamma: bool = False
@@ -275,6 +304,25 @@ class SharedWeights(WeightSource):
         """Return owned copies of the persistent buffers of ``largest``, statistics of norms as built."""
         persistent = self.largest.state_dict(keep_vars=True).keys()
         return {name: buffer.clone() for name, buffer in self.largest.named_buffers() if name in persistent}
+
+    def sort(self, optimizer: torch.optim.Optimizer | None = None) -> Couplings:
+        """Put channels in falling order of :func:`importance`, in place."""
+        return self.reorder(by_importance, optimizer)
+
+    def reorder(
+        self, order: Callable[[Mapping[str, Tensor], Coupling], Tensor], optimizer: torch.optim.Optimizer | None = None
+    ) -> Couplings:
+        """Permute the elastic channels of the largest build in place, without changing what it computes.
+
+        Args:
+            order: (tensors, coupled channels) -> permutation ``(size,)``.
+            optimizer: of the parameters; what it remembers for each element moves along.
+
+        Returns:
+            What was permuted (``verified``) and what could not be (``left_out``).
+        """
+        stored = self.stored()
+        return reorder(self.space, stored, dict(self.largest.named_buffers()), order, optimizer)
 
     @torch.no_grad()
     def assign(self, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ from hypernets import (
     BestResponseHyperNetwork,
     ChunkedHyperNetwork,
     DenseHyperNetwork,
+    ImplicitHyperNetwork,
     RecurrentHyperNetwork,
     Target,
     Unit,
@@ -18,6 +19,7 @@ ENCODED = {
     "dense": functools.partial(DenseHyperNetwork, hidden=(6, 10)),
     "chunked": functools.partial(ChunkedHyperNetwork, hidden=(6, 10), chunk=7),
     "low_rank": functools.partial(ChunkedHyperNetwork, hidden=(6, 10), chunk=7, low_rank_above=20, rank=2),
+    "implicit": functools.partial(ImplicitHyperNetwork, width=5, layers=2),
     "recurrent": functools.partial(RecurrentHyperNetwork, width=10, vectors=4, chunk=7),
 }
 HOMOGENEOUS = ("dense", "chunked")

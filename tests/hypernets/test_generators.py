@@ -72,9 +72,9 @@ def test_nothing_asked_gives_nothing_and_no_sets_stream_no_values(name):
 def test_other_names_and_shapes_are_refused(name):
     hypernet = make(name)
     with pytest.raises(
-        ValueError, match=r"unknown=\['9.weight'\], wrong=\['0.weight is \(4, 5\) instead of \(6, 5\)'\]"
+        ValueError, match=r"unknown=\['9.weight'\], wrong=\['0.weight is \(7, 5\) instead of \(6, 5\)'\]"
     ):
-        hypernet.generate(some(hypernet, 1), {"9.weight": (1,), "0.weight": (4, 5)})
+        hypernet.generate(some(hypernet, 1), {"9.weight": (1,), "0.weight": (7, 5)})
 
 
 @pytest.mark.parametrize("max_bytes", [1, 200, 1 << 30])
@@ -276,6 +276,9 @@ def test_card_on_outputs_matches_behaviour(name):
         return torch.cat([value.detach().flatten() for value in hypernet.deltas(condition).values()])
 
     if hypernet.card.outputs == "multi-head":
+        if hypernet.card.architecture == "implicit":
+            assert [function.head.out_features for function in hypernet.functions] == [1] * len(specs)
+            return
         heads = [value for n, value in hypernet.named_parameters() if n.startswith("gates")]
         assert [len(head) for head in heads] == [spec.shape[0] for spec in specs]
         return
@@ -300,7 +303,11 @@ def test_card_on_outputs_matches_behaviour(name):
 
 def test_card_on_variability_of_outputs_and_architecture_matches_behaviour(name):
     hypernet = make(name)
-    assert hypernet.card.output_variability == "static"
+    assert hypernet.card.output_variability == ("dynamic" if name == "implicit" else "static")
+    if name == "implicit":
+        assert hypernet.generate(some(hypernet, 1), {"0.weight": (4, 5)})["0.weight"].shape == (1, 4, 5)
+        assert hypernet.card.architecture == "implicit"
+        return
     with pytest.raises(ValueError, match="instead of"):
         hypernet.generate(some(hypernet, 1), {"0.weight": (7, 5)})
     recurrent = any(isinstance(layer, nn.RNNBase) for layer in hypernet.modules())

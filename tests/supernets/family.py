@@ -9,6 +9,7 @@ from supernets import (
     AttentiveRule,
     DifferentiableRule,
     GeneratedWeights,
+    ImplicitWeights,
     MixtureWeights,
     ProgressiveRule,
     SamplingRule,
@@ -26,6 +27,7 @@ SMALL = partial(ChunkedHyperNetwork, hidden=(4, 8), chunk=64)
 SOURCES: Mapping[str, Callable[[SearchSpace, int], WeightSource]] = {  # (space, seed) -> source
     "shared": lambda space, seed: SharedWeights(space, seed=seed),
     "kernel_transform": lambda space, seed: SharedWeights(space, seed=seed, kernel_transform=True),
+    "implicit": lambda space, seed: ImplicitWeights(space, width=4, seed=seed),
     "mixture": lambda space, seed: MixtureWeights(space, seed=seed, hidden=8),
     "mixture_low_rank": lambda space, seed: MixtureWeights(
         space, experts=3, routing="neuron", rank=1, seed=seed, hidden=8

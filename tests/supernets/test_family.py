@@ -14,8 +14,10 @@ from tests.supernets.family import RULES, SOURCES
 
 def refusal(space: str, source: str, rule: str) -> str | None:
     """Why a combination cannot be; everything else must train."""
-    if rule == "progressive_sorted" and source not in ("shared", "kernel_transform"):
+    if rule == "progressive_sorted" and source not in ("shared", "kernel_transform", "implicit"):
         return "reorders plain shared weights"
+    if rule == "differentiable" and source == "implicit":
+        return "needs relaxed weights, which ImplicitWeights does not give"
     if rule == "differentiable" and source == "kernel_transform":
         return "set kernel_transform: false"
     if rule == "differentiable" and space == "residual":
