@@ -187,7 +187,7 @@ class _Job:
             lr=recipe.lr,
             seed=derive_seed(recipe.seed, "batches", task),
         )
-        batches = inputs[: 8 * recipe.batch].split(recipe.batch)
+        batches = torch.split(inputs[: 8 * recipe.batch], recipe.batch)
         scores = accuracies(module, trained, *tasks.data(task, *self.validation), calibration=batches)
         if not all(bool(value.isfinite().all()) for value in trained.values()):
             raise ZooError(f"weights are not finite after {recipe.steps} steps; lower lr, which is {recipe.lr}")
