@@ -71,6 +71,7 @@ def test_a_folder_becomes_a_registered_model_that_is_found_by_alias_and_version(
     assert tracker.register_folder(files, "net", alias=("champion", "pareto-0"), kind="supernet") == 2
     champion, first = tracker.resolve("models:/net@champion"), tracker.resolve("models:/net/1")
     assert (champion.name, champion.version, champion.run_id) == ("net", 2, None)
+    assert tracker.present_version("models:/net@champion") == 2
     assert (first.version, first.run_id, first.tags) == (1, run_id, {"params": "20"})
     assert (champion.folder / "model.safetensors").read_bytes() == b"34"
     assert (first.folder / "model.safetensors").read_bytes() == b"12"

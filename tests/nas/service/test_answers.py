@@ -155,9 +155,9 @@ def test_the_file_is_the_calibrated_subnetwork_and_fits_its_manifest(
     assert all(torch.equal(stored[name], tensor) for name, tensor in expected.state_dict().items())
 
 
-def test_each_format_has_a_file_of_its_own(launch: Callable[..., Any], monkeypatch: Any, form: str = "pt2") -> None:
+def test_each_format_has_a_file_of_its_own(launch: Callable[..., Any], monkeypatch: Any) -> None:
     """Tracing takes seconds in a fresh process and is tested with the exporter: a file of safetensors stands in."""
-    asked = []
+    asked, form = [], "pt2"
 
     def stand_in(*given: Any, formats: list[str], **more: Any) -> None:
         asked.extend(formats)
