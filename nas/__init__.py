@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "nas.conditioned": ("ConditionedNetwork", "network_of"),
+    "nas.conditioned": ("ConditionedNetwork",),
     "nas.controllers": (
         "CoarseToFineController",
         "Controller",

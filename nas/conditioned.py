@@ -13,24 +13,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hypernets import Bits, Categorical, ChunkedHyperNetwork, Field, HyperNetwork, Target, apply, diagnose
 from nas.effects import Effect
-from search_spaces import Architecture, SearchSpace, construct, derive_seed, describe
-from search_spaces.spec import load
+from search_spaces import SearchSpace, derive_seed, describe, load
 from supernets import Task
 
-__all__ = ["ConditionedNetwork", "network_of"]
+__all__ = ["ConditionedNetwork"]
 
 
 def _adam(parameters: Iterable[Any]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=1e-3)
-
-
-def network_of(space: SearchSpace, architecture: Mapping[str, Any] | None = None) -> nn.Module:
-    """Return a network of a search space, by default its largest: a builder for YAML.
-
-    Raises:
-        InvalidArchitectureError: the architecture is none of the space.
-    """
-    return space.build(space.largest() if architecture is None else space.architecture(Architecture(architecture)))
 
 
 class ConditionedNetwork(L.LightningModule):
@@ -42,11 +32,12 @@ class ConditionedNetwork(L.LightningModule):
     hypernetwork is decoration.
 
     Args:
-        builder: makes the module from ``arguments``; a callable, or its import path as in YAML. It is never changed.
-            Batch norm is refused: generated weights need statistics of their own.
+        builder: makes the module from ``arguments``: a callable, or its import path; or a search space, whose largest
+            network it is. The module is never changed. Batch norm is refused: generated weights need statistics of
+            their own.
         task: inputs, losses and metrics.
         conditions: name -> effect.
-        arguments: of the builder; objects among them as ``class_path`` and ``init_args``.
+        arguments: of a builder that is called.
         hypernet: makes the generator from what it generates and its condition fields.
         optimizer: makes the optimiser from the parameters of the generator.
         schedule: factor on the learning rate as a function of training progress in [0, 1].
@@ -60,7 +51,7 @@ class ConditionedNetwork(L.LightningModule):
 
     def __init__(
         self,
-        builder: str | Callable[..., nn.Module],
+        builder: SearchSpace | str | Callable[..., nn.Module],
         task: Task,
         conditions: Mapping[str, Effect],
         *,
@@ -85,8 +76,7 @@ class ConditionedNetwork(L.LightningModule):
         self.sets, self.evaluations, self.seed = sets, evaluations, seed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "module"))
-            make = load(builder) if isinstance(builder, str) else builder
-            module: nn.Module = make(**construct(self.arguments))
+            module = self._build()
             _generatable(module)
             torch.manual_seed(derive_seed(seed, "hypernet"))
             fields = {name: effect.field for name, effect in self.conditions.items()}
@@ -97,10 +87,19 @@ class ConditionedNetwork(L.LightningModule):
         self.hypernet = hypernet
         self._metrics: dict[str, list[torchmetrics.MetricCollection]] = {}
 
+    def _build(self) -> nn.Module:
+        if isinstance(self.builder, SearchSpace):
+            if self.arguments:
+                raise ValueError(f"ConditionedNetwork.arguments are for builders, not for spaces, got {self.arguments}")
+            return self.builder.build(self.builder.largest())
+        make = load(self.builder) if isinstance(self.builder, str) else self.builder
+        made: nn.Module = make(**self.arguments)
+        return made
+
     def tree(self) -> dict[str, Any]:
         """Return what builds module, task and conditions again; the generator describes itself in its own file."""
         return {
-            "builder": self.builder if isinstance(self.builder, str) else describe(self.builder),
+            "builder": describe(self.builder),
             "arguments": describe(self.arguments),
             "task": describe(self.task),
             "conditions": describe(self.conditions),

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from hypernets import Categorical, ChunkedHyperNetwork, Field
-from nas import ConditionedNetwork, Effect, InputNoise, WeightPenalty, network_of
+from nas import ConditionedNetwork, Effect, InputNoise, WeightPenalty
 from nas.hypernetworks import load_conditioned, save_conditioned
 from search_spaces import MLPSpace
 from supernets import CheckpointError, Classification
@@ -157,6 +157,8 @@ def test_what_cannot_train_is_refused(options: dict[str, Any], message: str) -> 
 def test_batch_norm_and_wrong_ranges_are_refused() -> None:
     with pytest.raises(ValueError, match=r"cannot generate for batch norm \(\['1'\]\).*use GroupNorm"):
         ConditionedNetwork(norms, Classification(3), {"inverted": Inverted()})
+    with pytest.raises(ValueError, match="arguments are for builders, not for spaces"):
+        ConditionedNetwork(MLPSpace(4, 2), Classification(2), {"inverted": Inverted()}, arguments={"width": 3})
     with pytest.raises(ValueError, match="low must be >= 0, got -1"):
         InputNoise(1.0, low=-1.0)
     with pytest.raises(ValueError, match="low < high"):
@@ -164,18 +166,9 @@ def test_batch_norm_and_wrong_ranges_are_refused() -> None:
 
 
 def test_a_saved_one_is_the_same_and_damage_or_other_modules_are_found(tmp_path: Path) -> None:
-    model = ConditionedNetwork(
-        network_of,
-        Classification(2),
-        {"noise": InputNoise(1.0)},
-        arguments={
-            "space": {
-                "class_path": "search_spaces.MLPSpace",
-                "init_args": {"in_features": 4, "num_classes": 2, "widths": [3], "depths": [1], "batch_norm": False},
-            }
-        },
-        hypernet=SMALL,
-    )
+    space = MLPSpace(4, 2, widths=(3, 5), depths=(1,), batch_norm=False)
+    model = ConditionedNetwork(space, Classification(2), {"noise": InputNoise(1.0)}, hypernet=SMALL)
+    assert model.generator.target.shapes["linear1.weight"] == (5, 4)
     folder = save_conditioned(model, tmp_path / "saved")
     again = load_conditioned(folder).network
     weights, expected = (net.generator.generate({"noise": 0.3}) for net in (again, model))
@@ -198,13 +191,9 @@ def test_a_saved_one_is_the_same_and_damage_or_other_modules_are_found(tmp_path:
 
 
 def test_code_of_others_is_loaded_only_if_trusted(tmp_path: Path) -> None:
-    folder = save_conditioned(network(), tmp_path / "saved")
+    folder = save_conditioned(network(arguments={"width": 7}), tmp_path / "saved")
     with pytest.raises(CheckpointError, match="--trust tests"):
         load_conditioned(folder)
-    assert isinstance(load_conditioned(folder, trust=["tests"]).network.conditions["inverted"], Effect)
-
-
-def test_a_network_of_a_space_is_its_largest_unless_named() -> None:
-    space = MLPSpace(4, 2, widths=(3, 5), depths=(1,), batch_norm=False)
-    assert network_of(space).state_dict()["linear1.weight"].shape == (5, 4)
-    assert network_of(space, {"depth": 1, "layer1.width": 3}).state_dict()["linear1.weight"].shape == (3, 4)
+    again = load_conditioned(folder, trust=["tests"]).network
+    assert isinstance(again.conditions["inverted"], Effect)
+    assert again.generator.target.shapes["0.weight"] == (7, 4)

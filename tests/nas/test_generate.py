@@ -183,11 +183,9 @@ trainer: {accelerator: cpu, max_epochs: 1}
 model:
   class_path: nas.ConditionedNetwork
   init_args:
-    builder: nas.network_of
-    arguments:
-      space:
-        class_path: search_spaces.MLPSpace
-        init_args: {in_features: 64, num_classes: 10, widths: [8], depths: [1], batch_norm: false}
+    builder:
+      class_path: search_spaces.MLPSpace
+      init_args: {in_features: 64, num_classes: 10, widths: [8], depths: [1], batch_norm: false}
     task: {class_path: supernets.Classification, init_args: {num_classes: 10}}
     conditions:
       noise: {class_path: nas.InputNoise, init_args: {high: 1.0}}
