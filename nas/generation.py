@@ -22,7 +22,7 @@ from nas.conditioned import ConditionedNetwork
 from nas.hypernetworks import CARD_FILE, load_conditioned
 from nas.objectives import WeightSharing, prepare
 from nas.trainer import data_of, open_supernet
-from search_spaces import Architecture
+from search_spaces import Architecture, InvalidArchitectureError
 from supernets import Supernet, read_card, weights_version
 
 __all__ = ["Generation", "GenerationError", "Request", "WeightMaker", "open_weight_maker"]
@@ -222,7 +222,7 @@ class SizeMaker(WeightMaker):
         Raises:
             GenerationError: names the choices that are unknown or have no such candidate.
         """
-        space = self.supernet.space
+        space, source = self.supernet.space, self.supernet.source
         if request.condition:
             raise GenerationError(
                 f"this supernet takes sizes, not conditions ({list(request.condition)}); its choices are "
@@ -238,13 +238,19 @@ class SizeMaker(WeightMaker):
             for choice in meant:
                 if value in choice.candidates:
                     table[choice.name] = choice.candidates[choice.candidates.index(value)]
+                elif source.resizable:
+                    try:
+                        source.sized(table | {choice.name: value})
+                        table[choice.name] = value
+                    except InvalidArchitectureError as error:
+                        faults.append((name, str(error)))
                 else:
                     faults.append((name, f"{choice.name} must be one of {choice.candidates}, got {value!r}"))
         if faults:
             raise GenerationError(
                 "; ".join(text for _, text in faults), tuple(dict.fromkeys(name for name, _ in faults))
             )
-        return space.architecture(table)
+        return source.sized(table)
 
     def write(self, request: Request, path: str | Path, *, evaluate: bool = True) -> Generation:
         """See :class:`WeightMaker`."""

@@ -59,6 +59,7 @@ class ImplicitWeights(WeightSource):
     """
 
     sortable = True
+    resizable = True
     generated = True
 
     def __init__(

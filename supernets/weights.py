@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from search_spaces import (
     Architecture,
+    Candidate,
     Coupling,
     Couplings,
     RelaxedArchitecture,
@@ -45,10 +46,12 @@ class WeightSource(nn.Module, ABC):
         generated: whether a hypernetwork makes the tensors, so that scores must prove themselves before a search may
             rank by them (``nas.TrustGate``).
         sortable: whether :meth:`sort` works.
+        resizable: whether sizes between the candidates may be asked for, by :meth:`sized`.
     """
 
     generated: ClassVar[bool] = False
     sortable: ClassVar[bool] = False
+    resizable: ClassVar[bool] = False
 
     def __init__(self, space: SearchSpace, *, skeletons: Skeletons | None = None) -> None:
         super().__init__()
@@ -107,6 +110,14 @@ class WeightSource(nn.Module, ABC):
         if self._relaxation is None:
             self._relaxation = Relaxation(self.space)
         return self._relaxation
+
+    def sized(self, values: Mapping[str, Candidate]) -> Architecture:
+        """Return the architecture of these values, which are candidates unless the source is ``resizable``.
+
+        Raises:
+            InvalidArchitectureError: a choice is unknown or missing, or cannot have its value.
+        """
+        return self.space.architecture(values)
 
     def sort(self, optimizer: torch.optim.Optimizer | None = None) -> Couplings:
         """Put the channels of the largest build in the order that smaller ones gain from; see :func:`sort_channels`.

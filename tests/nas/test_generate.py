@@ -24,7 +24,7 @@ from nas.generation import ConditionMaker, SizeMaker, open_weight_maker
 from nas.hypernetworks import save_conditioned
 from nas.standalone import score
 from search_spaces import MLPSpace
-from supernets import Classification, GeneratedWeights, SharedWeights, Supernet, save
+from supernets import Classification, GeneratedWeights, ImplicitWeights, SharedWeights, Supernet, save
 
 SMALL = functools.partial(ChunkedHyperNetwork, hidden=(4, 8), chunk=32)
 
@@ -159,6 +159,19 @@ def test_a_particular_choice_wins_over_all_of_its_kind_and_the_rest_is_largest()
     assert set(found.value.fields) == {"width", "depht"}
     with pytest.raises(GenerationError, match="takes sizes, not conditions"):
         maker.check(Request({"noise": 1.0}))
+
+
+def test_implicit_weights_give_sizes_between_the_candidates(tmp_path: Path) -> None:
+    space = MLPSpace(6, 3, widths=(4, 8), depths=(1, 2))
+    supernet = Supernet(space, Classification(3), source=lambda given: ImplicitWeights(given, width=4))
+    maker = SizeMaker(supernet, Data())
+    made = maker.write(Request(size={"width": 5, "depth": 1}), tmp_path / "w.safetensors")
+    assert load_file(made.path)["head.weight"].shape == (3, 5)
+    assert made.provenance["condition"] == {"depth": 1, "layer1.width": 5}
+    assert 0 <= made.provenance["evaluation"]["test/accuracy"] <= 1
+    with pytest.raises(GenerationError, match=r"must lie in \[4, 8\], the sizes that were trained, got 9") as found:
+        maker.check(Request(size={"width": 9}))
+    assert found.value.fields == ("width",)
 
 
 def test_stored_weights_are_exported_not_generated(tmp_path: Path) -> None:
