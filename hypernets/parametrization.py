@@ -22,6 +22,7 @@ from hypernets.conditions import Categorical, Examples
 from hypernets.dataset_encoders import ClassStatistics, DatasetEncoder
 from hypernets.fields import Field, NumberField
 from hypernets.labelled import LabelledExamples
+from hypernets.set_transformer import SetTransformer
 from hypernets.target import Target
 
 __all__ = ["ConditionEncoder", "Encoding", "HeadInit", "Parametrization", "Residual", "ResidualKind", "encode_unit"]
@@ -147,7 +148,8 @@ class _DataSet(_Code):
     def __init__(self, field: LabelledExamples, encoding: Encoding) -> None:
         super().__init__()
         self.width, self.encoding, self.size = field.embedding, encoding, field.size
-        self.summary: DatasetEncoder = ClassStatistics(field.size, field.classes, field.embedding)
+        encoder = SetTransformer if field.summary == "set_transformer" else ClassStatistics
+        self.summary: DatasetEncoder = encoder(field.size, field.classes, field.embedding)
 
     def forward(self, values: Tensor) -> Tensor:
         summary: Tensor = self.summary(values[..., : self.size], values[..., self.size :])

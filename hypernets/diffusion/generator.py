@@ -10,7 +10,9 @@ from torch import Tensor
 from hypernets.base import Condition, HyperNetwork
 from hypernets.card import HyperCard
 from hypernets.diffusion.codecs import PCACodec, WeightCodec
+from hypernets.diffusion.denoising import Denoising
 from hypernets.diffusion.priors import FlowMatching, Prior
+from hypernets.diffusion.vae import VAECodec
 from hypernets.fields import Field
 from hypernets.parametrization import Parametrization
 from hypernets.target import Target, TensorSpec
@@ -103,8 +105,8 @@ class DiffusionHyperNetwork(HyperNetwork):
         return cls(
             target,
             conditions,
-            codec=WeightCodec.from_json(settings["codec"], (PCACodec, *codecs)),
-            prior=Prior.from_json(settings["prior"], (FlowMatching, *priors)),
+            codec=WeightCodec.from_json(settings["codec"], (PCACodec, VAECodec, *codecs)),
+            prior=Prior.from_json(settings["prior"], (FlowMatching, Denoising, *priors)),
             parametrization=parametrization,
         )
 

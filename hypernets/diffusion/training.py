@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hypernets.diffusion.contrast import ContrastiveAlignment
 from hypernets.diffusion.generator import DiffusionHyperNetwork
 
 __all__ = ["Conditions", "fit_diffusion"]
@@ -24,6 +25,7 @@ def fit_diffusion(
     batch: int = 128,
     drawn: int = 16,
     lr: float = 1e-3,
+    contrast: float = 0.0,
     seed: int = 0,
 ) -> list[float]:
     """Fit the codec to a zoo, then the prior and the encoder of conditions to its latents, by Adam with a cosine.
@@ -40,6 +42,7 @@ def fit_diffusion(
         batch: networks in a step.
         drawn: tasks in a step, at most.
         lr: highest learning rate.
+        contrast: weight of the contrastive alignment of codes with latents, see :class:`ContrastiveAlignment`.
         seed: of everything random.
 
     Returns:
@@ -49,10 +52,10 @@ def fit_diffusion(
         ValueError: the zoo does not fit the target, the codec or ``tasks``.
     """
     count = len(next(iter(tensors.values()), ()))
-    if tasks.shape != (count,) or min(steps, batch, drawn) < 1:
+    if tasks.shape != (count,) or min(steps, batch, drawn) < 1 or contrast < 0:
         raise ValueError(
             f"tasks must hold one integer for each of {count} networks, got shape {tuple(tasks.shape)}; "
-            f"steps, batch and drawn must be >= 1, got {steps}, {batch}, {drawn}"
+            f"steps, batch and drawn must be >= 1 and contrast >= 0, got {steps}, {batch}, {drawn}, {contrast}"
         )
     generator = torch.Generator().manual_seed(seed)
     hypernet.learn_codec(tensors, generator=generator)
@@ -61,19 +64,29 @@ def fit_diffusion(
     names = torch.nonzero(counts).flatten()
     counts = counts[names]
     order, first = tasks.argsort(stable=True), counts.cumsum(0) - counts
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        alignment = ContrastiveAlignment(hypernet.encoder.width, hypernet.codec.width)
     parameters = [value for name, value in hypernet.named_parameters() if not name.startswith("codec.")]
-    descent = torch.optim.Adam(parameters, lr)
+    descent = torch.optim.Adam([*parameters, *alignment.parameters()], lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(descent, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
+
+    def pick(places: Tensor) -> Tensor:
+        """A random network of each of some tasks."""
+        drawn_at = torch.rand(len(places), generator=generator) * counts[places]
+        return order[first[places] + drawn_at.long()]
+
     hypernet.train()
     losses = []
     for _ in range(steps):
         chosen = torch.randperm(len(names), generator=generator)[:drawn]
         asked = [conditions(int(names[task]), generator) for task in chosen]
         rows = torch.randint(len(chosen), (batch,), generator=generator)
-        picked = chosen[rows]
-        networks = order[first[picked] + (torch.rand(batch, generator=generator) * counts[picked]).long()]
+        networks = pick(chosen[rows])
         code = hypernet.encode_condition({key: torch.cat([one[key] for one in asked]) for key in asked[0]})
         loss = hypernet.prior.loss(latents[networks], code[rows], generator=generator)
+        if contrast > 0:
+            loss = loss + contrast * alignment(code, latents[pick(chosen)])
         descent.zero_grad()
         torch.autograd.backward(loss)
         descent.step()
