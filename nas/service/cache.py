@@ -1,6 +1,7 @@
 """Files of subnetworks on disk: complete or absent, bounded, and safe to read while others are removed."""
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from supernets.formats import file_format
 
 __all__ = ["Opened", "WeightCache"]
 
+_SMALL = 1 << 20  # bytes up to which a file is read at once
 _REMAINS = 600.0  # seconds after which a draft or what is being removed belongs to a process that has died
 
 
@@ -30,6 +32,7 @@ class Opened:
 
     Attributes:
         file: at its beginning; to be closed.
+        in_memory: whether reading it waits for no disk.
         size: bytes.
         digest: SHA-256 of the content.
         filename: as in an export.
@@ -37,6 +40,7 @@ class Opened:
     """
 
     file: BinaryIO
+    in_memory: bool
     size: int
     digest: str
     filename: str
@@ -70,8 +74,12 @@ class WeightCache:
             return None
         with contextlib.suppress(OSError):  # it may be being removed; the open file stays readable
             os.utime(place)
-        recorded = json.loads(manifest)["files"][filename]
-        return Opened(file, os.fstat(file.fileno()).st_size, recorded["sha256"], filename, manifest)
+        digest = json.loads(manifest)["files"][filename]["sha256"]
+        size = os.fstat(file.fileno()).st_size
+        if size > _SMALL:
+            return Opened(file, False, size, digest, filename, manifest)
+        with file:
+            return Opened(io.BytesIO(file.read()), True, size, digest, filename, manifest)
 
     def make(self, served: Served, architecture: Architecture, form: str) -> None:
         """Extract, calibrate and export a subnetwork, and put it into the cache complete.

@@ -56,6 +56,9 @@ def file_answer(opened: Opened, headers: Mapping[str, str], *, name: str, public
     if head:
         opened.file.close()
         return Response(status_code=status, headers=common, media_type=media)
+    if opened.in_memory:
+        opened.file.seek(start)
+        return Response(opened.file.read(stop - start), status_code=status, headers=common, media_type=media)
     return StreamingResponse(_pieces(opened, start, stop), status_code=status, headers=common, media_type=media)
 
 

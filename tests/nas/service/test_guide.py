@@ -1,0 +1,57 @@
+"""The guide does what it says: its commands and its Python run against a service, in order."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.filterwarnings("default")
+ROOT = Path(__file__).parents[3]
+GUIDE = (ROOT / "docs" / "service.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
+DEFAULT = "http://127.0.0.1:8008"
+
+
+def test_its_commands_and_snippets_run_in_order(studied: Any, launch: Any, trained: Any, tmp_path: Path) -> None:
+    running = launch(models=(f"digits-supernet={trained.folder}",), storage=str(trained.storage))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    printed = ""
+    for language, text in BLOCKS:
+        assert language in ("bash", "python", "sh", "text")
+        if language not in ("bash", "python"):
+            continue
+        program = text.replace(DEFAULT, running.url)
+        command = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else [sys.executable, "-c"]
+        done = subprocess.run(
+            [*command, program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, f"{program}\n{done.stdout}\n{done.stderr}"
+        printed += done.stdout
+    assert '"name":"digits-supernet"' in printed
+    assert '"outputs":[[' in printed
+    assert "max_params=1 cannot be met" in printed
+    assert load_file(tmp_path / "tiny.safetensors").keys() == load_file(tmp_path / "best.safetensors").keys()
+
+
+def test_it_names_every_route_code_and_option(studied: Any) -> None:
+    import inspect
+
+    from nas.commands.serve import serve
+
+    described = requests.get(f"{studied.url}/openapi.json", timeout=10).json()["paths"]
+    for path in described:
+        parts = [re.escape(part) if not part.startswith("{") else r"[\w\"${}-]+" for part in path.split("/")]
+        assert re.search("/".join(parts), GUIDE), path
+    codes = {code for methods in described.values() for found in methods.values() for code in found["responses"]}
+    for code in codes - {"200", "400"}:
+        assert code in GUIDE, code
+    defaults = {name: item.default for name, item in inspect.signature(serve).parameters.items()}
+    assert f"http://{defaults['host']}:{defaults['port']}" == DEFAULT
+    for option in re.findall(r"--(\w+)", GUIDE):
+        assert option in defaults, option
