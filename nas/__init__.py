@@ -30,6 +30,7 @@ _HOMES = {
     "nas.settings": ("SearchSettings", "open_search"),
     "nas.standalone": ("Recipe",),
     "nas.tabular": ("TabularObjective",),
+    "nas.trust": ("TrustGate", "UntrustedError"),
 }
 _LATER = {name: home for home, names in _HOMES.items() for name in names}
 

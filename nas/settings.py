@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -13,6 +14,7 @@ from nas.evaluation import Evaluate, Screen
 from nas.objectives import Objective, WeightSharing
 from nas.sampling import sample_within
 from nas.search import Search
+from nas.trust import TrustGate
 from search_spaces import SearchSpace
 from supernets import Supernet
 from trials import Metric, ProcessExecutor, SerialExecutor, StudySpec, Trial, TrialStore, parse_limits
@@ -33,6 +35,8 @@ class SearchSettings:
         limits: hard limits on any measurement, e.g. ``{max_params: 20000, min_accuracy: 0.9}``.
         controller: chooses the next architecture.
         objective: evaluates an architecture.
+        trust: what weights that a hypernetwork generates must show before their scores may rank; see
+            :class:`nas.TrustGate`.
         workers: evaluating processes; 0 evaluates in this one.
         timeout: seconds after which an evaluation in a worker process fails.
         storage: where studies live: a journal file, or an Optuna database URL.
@@ -46,6 +50,7 @@ class SearchSettings:
     limits: Mapping[str, float] = field(default_factory=dict)
     controller: Callable[[Problem], Controller] = EvolutionController
     objective: Callable[[Supernet, L.LightningDataModule], Objective] = WeightSharing
+    trust: TrustGate = field(default_factory=TrustGate)
     workers: int = 0
     timeout: float | None = None
     storage: str = "studies.journal"
@@ -115,6 +120,7 @@ def open_search(
         StudyMismatchError: the study exists and asks another question.
         ValueError: an objective or a limit names nothing that is measured.
         UntrainedError: the supernet has trained one architecture only.
+        UntrustedError: its weights are generated, and ``settings.trust`` refuses them.
     """
     space = supernet.space
     objective = settings.objective(supernet, data)
@@ -124,13 +130,17 @@ def open_search(
     problem = make_problem(space, settings, costs, objective.metrics)
     screen = Screen(space, costs, problem.limits)
     sample_within(space, screen.limits, screen.meter, torch.Generator().manual_seed(settings.seed), count=1)
+    facts = dict(metadata or {})
+    if objective.inherits and supernet.source.generated:
+        path = Path(runs) / settings.study / "report" / "trust.json"  # with the report it goes to MLflow
+        facts["trust"] = str(settings.trust(supernet, data, objective, screen, seed=settings.seed, path=path))
     spec = StudySpec(
         name=settings.study,
         objectives=problem.objectives,
         choices={choice.name: choice.candidates for choice in space.choices},
         space_digest=space.digest,
         limits=problem.limits,
-        metadata=metadata or {},
+        metadata=facts,
         subject=objective.identity(),
     )
     evaluate = Evaluate(objective, problem.limits)
