@@ -48,8 +48,9 @@ class Request:
 
     Attributes:
         condition: field -> number or list of numbers, for a hypernetwork over conditions.
-        size: choice -> candidate, for a supernet with generated weights; a name such as ``width`` stands for every
-            choice that ends in ``.width``. Choices left out are at their largest.
+        size: choice -> candidate, for a supernet with generated weights, or any size that they have
+            (``WeightSource.sized``); a name such as ``width`` stands for every choice that ends in ``.width``. Choices
+            left out are at their largest.
         seed: of generators that draw.
     """
 
