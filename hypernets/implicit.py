@@ -89,11 +89,7 @@ class ImplicitHyperNetwork(HyperNetwork):
         self.noise, self.extrapolate = noise, extrapolate
         widest = max((size for spec in target for size in spec.shape[:2]), default=1)
         self._frequencies = bounded_frequencies(widest) if frequencies is None else frequencies
-        self.functions = nn.ModuleList(
-            _ImplicitFunction(spec, self._frequencies, self.encoder.width, width=width, layers=layers)
-            for spec in target
-        )
-        self._places = {spec.name: place for place, spec in enumerate(target)}
+        self.functions = _ImplicitFunctions(target, self._frequencies, self.encoder.width, width=width, layers=layers)
         self._full = target.shapes
         self.finish()
 
@@ -146,24 +142,13 @@ class ImplicitHyperNetwork(HyperNetwork):
         return self._emit(code, specs, generator if self.training else None)
 
     def _emit(self, code: Tensor, specs: Sequence[TensorSpec], generator: torch.Generator | None) -> dict[str, Tensor]:
-        known: dict[int, Tensor] = {}
-        jittered = self.noise > 0 and generator is not None
-
-        def features(size: int) -> Tensor:
-            if jittered or size not in known:
-                places = positions(size, noise=self.noise, generator=generator)
-                known[size] = fourier(places.to(code), self._frequencies)
-            return known[size]
-
-        found: dict[str, Tensor] = {}
+        found = self.functions(code, specs, noise=self.noise, generator=generator)
         for spec in specs:
-            axes = [features(size) for size in spec.shape[:2]]
-            values = self.functions[self._places[spec.name]](code, axes)
             full = self._full[spec.name]
             reads = reading_axis(spec, full)
-            factor = full[reads] / spec.shape[reads] if reads is not None and spec.shape[reads] else 1.0
-            found[spec.name] = (values * factor).reshape(len(code), *spec.shape)
-        return found
+            if reads is not None and spec.shape[reads] not in (0, full[reads]):
+                found[spec.name] = found[spec.name] * (full[reads] / spec.shape[reads])
+        return {spec.name: found[spec.name] for spec in specs}
 
     def base(self, spec: TensorSpec) -> Tensor | None:
         """Return the residual of a tensor, resampled to the size of ``spec``."""
@@ -204,12 +189,8 @@ class ImplicitHyperNetwork(HyperNetwork):
         sets = [self._emit(code, specs, generator if number else None) for number in range(samples)]
         return {spec.name: torch.stack([each[spec.name] for each in sets]).mean(0) for spec in specs}
 
-    @torch.no_grad()
     def rescale(self, name: str, factor: float) -> None:  # noqa: D102
-        head = self.functions[self._places[name]].head
-        assert isinstance(head, nn.Linear)  # noqa: S101 - made below
-        for parameter in head.parameters():
-            parameter.mul_(factor)
+        self.functions.rescale(name, factor)
 
 
 def reading_axis(spec: TensorSpec, full: tuple[int, ...]) -> int | None:
@@ -222,33 +203,106 @@ def reading_axis(spec: TensorSpec, full: tuple[int, ...]) -> int | None:
     return 1 if spec.fan_in == max(math.prod(full[1:]), 1) else 0
 
 
-class _ImplicitFunction(nn.Module):
-    """``g_l``: features of positions and a code in, all values of a tensor out."""
+def _coherence(spec: TensorSpec) -> float:
+    """Return what a smooth delta, which adds up over the inputs of a layer, is shrunk by beside a random residual."""
+    return 1 / math.sqrt(spec.fan_in) if spec.role == "weight" else 1.0
 
-    def __init__(self, spec: TensorSpec, frequencies: int, code: int, *, width: int, layers: int) -> None:
+
+class _ImplicitFunctions(nn.Module):
+    """All ``g_l``, their weights stacked; tensors of one shape are made together.
+
+    Attributes:
+        constant: ``C`` ``(T, width, code)``.
+        shift: ``(T, width)``, added to it.
+        axes: ``A`` and ``B`` ``(2, T, width, 2 F)``.
+        hidden: ``W`` ``(layers - 1, T, width, width)``.
+        hidden_shift: ``(layers - 1, T, width)``, added to it.
+        gates: ``s`` ``(layers - 1, T)``.
+        head: ``V`` of all tensors ``(sum of outputs, width)``.
+        head_shift: ``(sum of outputs,)``, added to it.
+    """
+
+    def __init__(self, target: Target, frequencies: int, code: int, *, width: int, layers: int) -> None:
         super().__init__()
-        self.outputs = math.prod(spec.shape[2:])
-        self.deviation = (spec.deviation or _SMALL) / math.sqrt(width)
-        self.constant = nn.Linear(code, width)
-        self.axes = nn.ModuleList(nn.Linear(2 * frequencies, width, bias=False) for _ in spec.shape[:2])
-        for layer in (self.constant, *self.axes):
-            nn.init.normal_(layer.weight, std=math.sqrt(2 / 3))  # three sums of features of norm 1
-        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(layers - 1))
-        self.gates = nn.Parameter(torch.full((layers - 1,), 0.1))
-        self.head = nn.Linear(width, self.outputs)
-        biased = spec.role in {"bias", "norm_bias"}
-        nn.init.normal_(self.head.weight, std=0.0 if biased else math.sqrt(2 / max(self.outputs, 1)))
-        nn.init.zeros_(self.head.bias)
+        self.frequencies = frequencies
+        count = len(target.tensors)
+        outputs = [math.prod(spec.shape[2:]) for spec in target]
+        starts = [sum(outputs[:place]) for place in range(count)]
+        self._rows = {
+            spec.name: (place, starts[place], outputs[place], (spec.deviation or _SMALL) / math.sqrt(width))
+            for place, spec in enumerate(target)
+        }
+        spread = math.sqrt(2 / 3)  # three sums of features of norm 1
+        self.constant = nn.Parameter(torch.randn(count, width, code) * spread)
+        self.shift = nn.Parameter(torch.zeros(count, width))
+        self.axes = nn.Parameter(torch.randn(2, count, width, 2 * frequencies) * spread)
+        self.hidden = nn.Parameter(torch.randn(layers - 1, count, width, width) * math.sqrt(2 / width))
+        self.hidden_shift = nn.Parameter(torch.zeros(layers - 1, count, width))
+        self.gates = nn.Parameter(torch.full((layers - 1, count), 0.1))
+        deviations = [
+            0.0 if spec.role in {"bias", "norm_bias"} else math.sqrt(2 / max(size, 1))
+            for spec, size in zip(target, outputs, strict=True)
+        ]
+        scale = torch.tensor(deviations).repeat_interleave(torch.tensor(outputs))
+        self.head = nn.Parameter(torch.randn(sum(outputs), width) * scale[:, None])
+        self.head_shift = nn.Parameter(torch.zeros(sum(outputs)))
 
-    def forward(self, code: Tensor, axes: Sequence[Tensor]) -> Tensor:
-        """Return ``(K, O, I, outputs)``, without the dimensions that the tensor does not have."""
-        constant = self.constant(code)
-        hidden = constant.reshape(len(code), *[1] * len(axes), constant.shape[-1])
-        for place, (layer, features) in enumerate(zip(self.axes, axes, strict=True)):
-            rows = layer(features)
-            hidden = hidden + (rows[:, None] if place == 0 and len(axes) == 2 else rows)
-        hidden = hidden.relu()
-        for gate, layer in zip(self.gates, self.hidden, strict=True):
-            hidden = hidden + gate * layer(hidden).relu()
-        values: Tensor = self.head(hidden) * self.deviation
-        return values
+    @torch.no_grad()
+    def rescale(self, name: str, factor: float) -> None:
+        _, start, size, _ = self._rows[name]
+        for parameter in (self.head, self.head_shift):
+            parameter[start : start + size] *= factor
+
+    def forward(
+        self, code: Tensor, specs: Sequence[TensorSpec], *, noise: float, generator: torch.Generator | None
+    ) -> dict[str, Tensor]:
+        """Return name -> ``(K, *shape)``, still without the factor of narrower inputs."""
+        if not specs:
+            return {}
+        groups: dict[tuple[int, ...], list[TensorSpec]] = {}
+        for spec in specs:
+            groups.setdefault(spec.shape, []).append(spec)
+        ordered = [self._rows[spec.name] for group in groups.values() for spec in group]
+        device, width = self.head.device, self.head.shape[1]
+        tensors = torch.tensor([row[0] for row in ordered], device=device)
+        outputs = torch.tensor(
+            [row for _, start, size, _ in ordered for row in range(start, start + size)], device=device
+        )
+        constant = self.constant.index_select(0, tensors) @ code.T + self.shift.index_select(0, tensors)[..., None]
+        axes = self.axes.index_select(1, tensors)
+        hidden, shift = self.hidden.index_select(1, tensors), self.hidden_shift.index_select(1, tensors)
+        gates = self.gates.index_select(1, tensors)
+        scale = torch.tensor([row[3] for row in ordered], device=device, dtype=code.dtype)
+        scale = scale.repeat_interleave(torch.tensor([row[2] for row in ordered], device=device))
+        head = self.head.index_select(0, outputs) * scale[:, None]
+        head_shift = self.head_shift.index_select(0, outputs) * scale
+        known: dict[int, Tensor] = {}
+        found: dict[str, Tensor] = {}
+        first = row = 0
+        for shape, group in groups.items():
+            count, sizes, made = len(group), shape[:2], math.prod(shape[2:])
+            part = slice(first, first + count)
+            values = constant[part].mT.reshape(count, len(code), *[1] * len(sizes), width)
+            for place, size in enumerate(sizes):
+                if noise and generator is not None:
+                    places = torch.stack([positions(size, noise=noise, generator=generator) for _ in group])
+                    features = fourier(places.to(code), self.frequencies)
+                else:
+                    if size not in known:
+                        known[size] = fourier(positions(size).to(code), self.frequencies)
+                    features = known[size]
+                lines = features @ axes[place, part].mT  # (G, size, width)
+                along = [size if axis == place else 1 for axis in range(len(sizes))]
+                values = values + lines.reshape(count, 1, *along, width)
+            values = values.reshape(count, len(code) * math.prod(sizes), width).relu()
+            for layer in range(len(hidden)):
+                inner = torch.baddbmm(shift[layer, part, None], values, hidden[layer, part].mT).relu()
+                values = values + gates[layer, part, None, None] * inner
+            rows = slice(row, row + count * made)
+            values = torch.baddbmm(
+                head_shift[rows].reshape(count, 1, made), values, head[rows].reshape(count, made, width).mT
+            )
+            for spec, value in zip(group, values, strict=True):
+                found[spec.name] = value.reshape(len(code), *shape)
+            first, row = first + count, row + count * made
+        return found

@@ -277,7 +277,13 @@ def test_card_on_outputs_matches_behaviour(name):
 
     if hypernet.card.outputs == "multi-head":
         if hypernet.card.architecture == "implicit":
-            assert [function.head.out_features for function in hypernet.functions] == [1] * len(specs)
+            for place, spec in enumerate(specs):
+                before = hypernet.deltas(condition)
+                with torch.no_grad():
+                    hypernet.functions.shift[place] += 1.0
+                    hypernet.functions.head_shift[place] += 1.0
+                after = hypernet.deltas(condition)
+                assert [n for n in after if (after[n] != before[n]).any()] == [spec.name]
             return
         heads = [value for n, value in hypernet.named_parameters() if n.startswith("gates")]
         assert [len(head) for head in heads] == [spec.shape[0] for spec in specs]

@@ -59,8 +59,8 @@ def test_fourier_features_are_sines_and_cosines_of_doubling_frequency_with_norm_
 
 def test_frequencies_are_bounded_by_the_widest_axis():
     assert [bounded_frequencies(size) for size in (1, 2, 32, 33, 64)] == [1, 2, 6, 7, 7]
-    assert made().functions[0].axes[0].in_features == 2 * 4
-    assert made(frequencies=2).functions[0].axes[0].in_features == 2 * 2
+    assert made().functions.axes.shape[-1] == 2 * 4
+    assert made(frequencies=2).functions.axes.shape[-1] == 2 * 2
 
 
 # Resampling --------------------------------------------------------------------------------------------------------
@@ -136,23 +136,25 @@ def test_the_values_are_the_equation_evaluated_weight_by_weight():
     asked = {"0.weight": (6, 2, 3, 3), "3.weight": (3, 6), "1.weight": (6,)}
     found = hypernet.deltas({"width": 6.0}, asked)
     code = hypernet.encoder(hypernet.encoder.read({"width": 6.0}, like=torch.zeros(1)))[0].double().detach().numpy()
+    state = {key: value.double().numpy() for key, value in hypernet.functions.state_dict().items()}
     for name, shape in asked.items():
         place = hypernet.target.names.index(name)
-        state = {key: value.double().numpy() for key, value in hypernet.functions[place].state_dict().items()}
+        outputs = [math.prod(spec.shape[2:]) for spec in hypernet.target]
+        head = slice(sum(outputs[:place]), sum(outputs[: place + 1]))
         full = hypernet.target[name]
         rows = range(shape[0])
         columns = range(shape[1]) if len(shape) > 1 else [None]
         for o, i in itertools.product(rows, columns):
-            hidden = state["constant.weight"] @ code + state["constant.bias"]
+            hidden = state["constant"][place] @ code + state["shift"][place]
             for axis, (index, size) in enumerate([(o, shape[0])] + ([] if i is None else [(i, shape[1])])):
                 angles = np.pi * 2.0 ** np.arange(4) * (index + 0.5) / size
                 features = np.concatenate([np.sin(angles), np.cos(angles)]) / 2
-                hidden = hidden + state[f"axes.{axis}.weight"] @ features
+                hidden = hidden + state["axes"][axis, place] @ features
             hidden = np.maximum(hidden, 0)
             for layer in range(2):
-                inner = state[f"hidden.{layer}.weight"] @ hidden + state[f"hidden.{layer}.bias"]
-                hidden = hidden + state["gates"][layer] * np.maximum(inner, 0)
-            values = state["head.weight"] @ hidden + state["head.bias"]
+                inner = state["hidden"][layer, place] @ hidden + state["hidden_shift"][layer, place]
+                hidden = hidden + state["gates"][layer, place] * np.maximum(inner, 0)
+            values = state["head"][head] @ hidden + state["head_shift"][head]
             values = values * (full.deviation or 0.1) / math.sqrt(5)
             if i is not None:
                 values = values * full.shape[1] / shape[1]
@@ -203,8 +205,9 @@ def test_noise_is_drawn_in_training_alone_and_never_reaches_another_tensor():
     assert (deltas(1)["0.weight"] != deltas(None)["0.weight"]).any()
     before = deltas(1)
     with torch.no_grad():
-        for parameter in hypernet.functions[hypernet.target.names.index("0.weight")].parameters():
-            parameter.add_(1.0)
+        place = hypernet.target.names.index("0.weight")
+        for parameter in (hypernet.functions.constant, hypernet.functions.axes[0], hypernet.functions.hidden[0]):
+            parameter[place] += 1.0
     after = deltas(1)
     assert [name for name in before if (before[name] != after[name]).any()] == ["0.weight"]
     hypernet.eval()

@@ -1,3 +1,4 @@
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -43,7 +44,9 @@ class Attention(torch.nn.Module):
         return logits
 
 
+@functools.cache
 def spaces() -> dict[str, SearchSpace]:
+    """Spaces are immutable, so one of each serves all tests."""
     return {
         "mlp": MLPSpace(12, 4, widths=(6, 10), depths=(1, 2, 3)),
         "residual": ConvNetSpace(
