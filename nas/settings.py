@@ -133,7 +133,10 @@ def open_search(
     facts = dict(metadata or {})
     if objective.inherits and supernet.source.generated:
         path = Path(runs) / settings.study / "report" / "trust.json"  # with the report it goes to MLflow
-        facts["trust"] = str(settings.trust(supernet, data, objective, screen, seed=settings.seed, path=path))
+        known = {metric.name for metric in objective.metrics}
+        ranked = next((m.name for m in problem.objectives if m.name in known), objective.metrics[0].name)
+        gate = settings.trust
+        facts["trust"] = str(gate(supernet, data, objective, screen, metric=ranked, seed=settings.seed, path=path))
     spec = StudySpec(
         name=settings.study,
         objectives=problem.objectives,

@@ -142,6 +142,7 @@ class TrustGate:
         objective: Objective,
         screen: Screen,
         *,
+        metric: str,
         seed: int,
         path: Path,
     ) -> TrustReport:
@@ -152,6 +153,7 @@ class TrustGate:
             data: what candidates are scored on.
             objective: scores candidates with the weights of ``supernet``.
             screen: the limits within which architectures are drawn.
+            metric: of ``objective``, whose order is compared.
             seed: of the draw, the networks and the bootstrap.
             path: of the report, kept so that a study that continues measures nothing twice.
 
@@ -159,9 +161,18 @@ class TrustGate:
             UntrustedError: the interval does not lie above 0, and ``override`` is off.
             ValueError: the space has too few architectures within the limits.
         """
-        report = self._known(path, self._subject(objective, screen, seed))
+        subject = self._subject(objective, screen, metric, seed)
+        report = self._known(path, subject)
         if report is None:
-            report = self._measure(supernet, data, objective, screen, seed)
+            architectures = self._drawn(screen, seed)
+            scores = self._scores(supernet, data, objective, architectures, metric, seed)
+            rankings = {
+                name: ranking(scores[_ALONE], found, level=self.level, resamples=self.resamples, seed=seed)
+                for name, found in scores.items()
+                if name != _ALONE
+            }
+            identities = [architecture.arch_id for architecture in architectures]
+            report = TrustReport(subject, type(supernet.source).__name__, metric, identities, scores, rankings)
             write_atomically(path, report.to_json())
         unit = supernet.task.quantities[report.metric][0]
         print(f"\n{report.table(unit)}\n")
@@ -178,10 +189,10 @@ class TrustGate:
             )
         return report
 
-    def _subject(self, objective: Objective, screen: Screen, seed: int) -> str:
+    def _subject(self, objective: Objective, screen: Screen, metric: str, seed: int) -> str:
         limits = ",".join(f"{limit.key}={limit.bound:g}" for limit in screen.limits)
         settings = f"{self.networks}x{self.recipe.steps} {self.baseline} {self.level:g} {self.resamples} seed {seed}"
-        return f"{objective.identity()} {screen.space.digest} {settings} {limits}".strip()
+        return f"{metric} {objective.identity()} {screen.space.digest} {settings} {limits}".strip()
 
     @staticmethod
     def _known(path: Path, subject: str) -> TrustReport | None:
@@ -191,11 +202,16 @@ class TrustGate:
             return None
         return report if report.subject == subject else None
 
-    def _measure(
-        self, supernet: Supernet, data: L.LightningDataModule, objective: Objective, screen: Screen, seed: int
-    ) -> TrustReport:
-        architectures = self._drawn(screen, seed)
-        metric = objective.metrics[0].name
+    def _scores(
+        self,
+        supernet: Supernet,
+        data: L.LightningDataModule,
+        objective: Objective,
+        architectures: Sequence[Architecture],
+        metric: str,
+        seed: int,
+    ) -> dict[str, list[float]]:
+        """Every column of the table."""
         alone = FromScratch(supernet, data, recipe=self.recipe)
         columns: dict[str, Objective] = {_ALONE: alone, type(supernet.source).__name__: objective}
         shared = self._baseline(supernet, data, seed)
@@ -209,20 +225,7 @@ class TrustGate:
                 scores[name].append(float(scored(architecture, seed=own).measurements[metric]))
             progress.update(number + 1)
         progress.close()
-        truth = scores[_ALONE]
-        rankings = {
-            name: ranking(truth, found, level=self.level, resamples=self.resamples, seed=seed)
-            for name, found in scores.items()
-            if name != _ALONE
-        }
-        return TrustReport(
-            self._subject(objective, screen, seed),
-            type(supernet.source).__name__,
-            metric,
-            [architecture.arch_id for architecture in architectures],
-            scores,
-            rankings,
-        )
+        return scores
 
     def _drawn(self, screen: Screen, seed: int) -> list[Architecture]:
         """Different architectures within the limits."""

@@ -64,7 +64,7 @@ class Scores(Objective):
 
     def __call__(self, architecture: Architecture, *, seed: int) -> Evaluation:
         self.calls += 1
-        return Evaluation({"accuracy": self.formula(architecture)})
+        return Evaluation(dict.fromkeys(("accuracy", "loss"), self.formula(architecture)))
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Scores:
 
 def measure(gate: TrustGate, objective: Objective, path: Path, limits: str = "") -> TrustReport:
     screen = Screen(SPACE, [Parameters(SPACE)], parse_limits({limits: 100.0} if limits else {}))
-    return gate(supernet(), Data(), objective, screen, seed=0, path=path)
+    return gate(supernet(), Data(), objective, screen, metric="accuracy", seed=0, path=path)
 
 
 def test_tau_is_kendalls_with_ties_and_the_interval_is_the_bootstraps() -> None:
@@ -161,13 +161,15 @@ def test_a_search_asks_the_gate_for_generated_weights_alone(
     monkeypatch.chdir(tmp_path)
     steps = Recipe(steps=1)
 
-    def opened(net: Supernet, study: str, objective: Any = WeightSharing, **gate: Any) -> dict[str, str]:
-        trust = TrustGate(baseline="none", override=True, **gate)
-        with open_search(net, Data(), SearchSettings(study=study, objective=objective, trust=trust)) as search:
+    def opened(net: Supernet, study: str, objective: Any = WeightSharing) -> dict[str, str]:
+        trust = TrustGate(baseline="none", override=True)
+        settings = SearchSettings(study=study, objective=objective, objectives=["params", "loss"], trust=trust)
+        with open_search(net, Data(), settings) as search:
             return dict(search.store.spec.metadata)
 
     assert "Kendall tau of GeneratedWeights" in opened(supernet(), "generated")["trust"]
-    assert Path("runs/generated/report/trust.json").exists()
+    report = TrustReport.from_json(Path("runs/generated/report/trust.json").read_text())
+    assert report.metric == "loss"  # what the search ranks by
     assert "trust" not in opened(supernet(SharedWeights), "shared")
     scratch = functools.partial(FromScratch, recipe=steps)
     assert "trust" not in opened(supernet(), "scratch", scratch)
