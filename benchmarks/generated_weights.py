@@ -123,12 +123,13 @@ def run(quick: bool = False) -> Result:
         for row in found
     )
     opened = sum(row["tau low"] > 0 for row in found if row["weights"] == "generated")
+    tau, accuracy = functools.partial(mean, key="Kendall tau"), functools.partial(mean, key="mean accuracy")
     return Result(
         rows,
-        f"generated weights: tau {mean('generated', 'Kendall tau'):.2f}, above 0 with 95 % confidence for {opened} of "
-        f"{len(seeds)} seeds (asked: all); accuracy {mean('generated', 'mean accuracy'):.2f} %, with the "
-        f"conditions of others {mean('generated', 'shuffled'):.2f} %; shared weights: tau "
-        f"{mean('shared', 'Kendall tau'):.2f}, accuracy {mean('shared', 'mean accuracy'):.2f} %; trained alone {mean('alone', 'mean accuracy'):.2f} %",
+        f"generated weights: tau {tau('generated'):.2f}, above 0 with 95 % confidence for {opened} of {len(seeds)} "
+        f"seeds (asked: all); accuracy {accuracy('generated'):.2f} %, with the conditions of others "
+        f"{mean('generated', 'shuffled'):.2f} %; shared weights: tau {tau('shared'):.2f}, accuracy "
+        f"{accuracy('shared'):.2f} %; trained alone {accuracy('alone'):.2f} %",
         opened == len(seeds),
     )
 
