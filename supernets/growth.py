@@ -99,27 +99,43 @@ def grow(
     return _grown(space, members, to, mode, seed)[0]
 
 
-def grow_mixed(space: SearchSpace, members: Sequence[Member], to: Architecture, *, seed: int = 0) -> MixedNetwork:
-    """Return what ``grow(mode="orthogonal")`` does, its matrices still mixed from the members' templates.
+def grow_mixed(
+    space: SearchSpace,
+    members: Sequence[Member],
+    to: Architecture,
+    *,
+    mode: Literal["orthogonal", "random"] = "orthogonal",
+    seed: int = 0,
+) -> MixedNetwork:
+    """Return what :func:`grow` does, its matrices still mixed from the members' templates.
 
-    To be trained on in this form, as the paper does, and then made plain by :meth:`MixedNetwork.plain`.
+    To be trained on in this form, as the paper does, and then made plain by :meth:`MixedNetwork.plain`. New parts are
+    mixtures too in mode ``"orthogonal"`` and free in mode ``"random"``.
 
     Args:
         space: of all architectures.
         members: one, or two whose widths add up to those of ``to``, trained with ``TemplateWeights(share="layer")``.
         to: the wider architecture.
-        seed: of new features without templates.
+        mode: how new parts start.
+        seed: of new features without templates, and of ``"random"``.
 
     Raises:
         GrowthError: as :func:`grow`.
     """
-    return MixedNetwork(*_grown(space, members, to, "orthogonal", seed))
+    if mode not in ("orthogonal", "random"):
+        raise GrowthError(f"mode must be 'orthogonal' or 'random' for a network that stays mixed, got {mode!r}")
+    grown, blocks = _grown(space, members, to, mode, seed)
+    if not blocks:
+        raise GrowthError(
+            "a network stays mixed where its members are: train them with TemplateWeights(share='layer'), or use grow"
+        )
+    return MixedNetwork(grown, blocks)
 
 
 def _grown(
     space: SearchSpace, members: Sequence[Member], to: Architecture, mode: Mode, seed: int
 ) -> tuple[nn.Module, Mapping[str, Sequence[Block]]]:
-    """The grown network, and parameter -> blocks of those that are mixed from templates throughout."""
+    """The grown network, and parameter -> blocks of those that are mixed from templates."""
     if mode not in MODES:
         raise GrowthError(f"mode must be one of {MODES}, got {mode!r}")
     if len(members) not in (1, 2):
@@ -213,7 +229,7 @@ class _Growing:
         if mixed:
             self._mix(name, value, geometry, given)
         share = 0.5 if joined and len(given) == 2 else 1.0
-        if self.mode == "orthogonal" and (mixed or len(given) == 2):
+        if self.mode != "zero" and (mixed or len(given) == 2):
             self._keep(name, geometry, share)
         value[old] = given[0] * share
         if len(given) == 2:

@@ -1,6 +1,7 @@
 """A grown network whose weights stay mixtures of templates while it is trained on."""
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -40,8 +41,8 @@ class MixedNetwork(nn.Module):
     of the module.
 
     Args:
-        module: what runs; its mixed parameters are replaced.
-        blocks: parameter -> its blocks, which cover it.
+        module: what runs; the blocks replace parts of its parameters.
+        blocks: parameter -> its blocks. What they do not cover is trained as it is.
     """
 
     def __init__(self, module: nn.Module, blocks: Mapping[str, Sequence[Block]]) -> None:
@@ -50,7 +51,9 @@ class MixedNetwork(nn.Module):
         self.coefficients, self.templates = nn.ParameterList(), nn.ParameterList()
         self._layout: dict[str, list[tuple[tuple[Tensor, ...], int, int, float]]] = {}
         for name, parts in blocks.items():
-            module.get_parameter(name).requires_grad_(False)
+            covered = sum(math.prod(places.numel() for places in part.index) for part in parts)
+            parameter = module.get_parameter(name)
+            parameter.requires_grad_(covered < parameter.numel())
             numbers: dict[int, int] = {}
             layout = self._layout.setdefault(name, [])
             for part in parts:
@@ -64,7 +67,7 @@ class MixedNetwork(nn.Module):
         """Return parameter -> mixed tensor."""
         made = {}
         for name, layout in self._layout.items():
-            tensor = torch.zeros_like(self.module.get_parameter(name))
+            tensor: Tensor = self.module.get_parameter(name)
             for index, row, bank, scale in layout:
                 shape = [places.numel() for places in index]
                 mixed = torch.tensordot(self.coefficients[row], self.templates[bank], 1)

@@ -1,5 +1,7 @@
 """Growing: exactly function-preserving where it says so, the equation of new directions, and what is refused."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -189,20 +191,26 @@ def test_orthogonal_blocks_are_mixed_from_the_templates_of_the_member_beside_the
         used.append(coefficients)
 
 
+@pytest.mark.parametrize("mode", ["orthogonal", "random"])
 @pytest.mark.parametrize("name", ["mlp", "residual"])
-def test_a_network_that_stays_mixed_starts_as_the_grown_one_and_is_made_plain_at_any_time(name: str) -> None:
+def test_a_network_that_stays_mixed_starts_as_the_grown_one_and_is_made_plain_at_any_time(
+    name: str, mode: Literal["orthogonal", "random"]
+) -> None:
     stages = [Stage((4, 8), (1,), block="residual")]
     space = ConvNetSpace(stages, 4, resolutions=(6,), stem=Stem((2, 4))) if name == "residual" else MLP
     small, large = picked(space, 0), picked(space, 1)
     members = [template_member(space, small, 4, seed) for seed in (1, 2)]
     inputs = random_inputs(space, 6)
-    plain, mixed = grow(space, members, large, mode="orthogonal"), grow_mixed(space, members, large)
+    plain, mixed = grow(space, members, large, mode=mode), grow_mixed(space, members, large, mode=mode)
     torch.testing.assert_close(mixed.eval()(inputs), plain.eval()(inputs))
     before = mixed(inputs).detach()
     optimizer = torch.optim.SGD(mixed.parameters(), lr=0.1)
     mixed.train()(inputs).square().sum().backward()
     assert all(given.grad is not None and bool(given.grad.any()) for given in mixed.coefficients)
     assert all(given.grad is not None and bool(given.grad.any()) for given in mixed.templates)
+    trained = {name for name, given in mixed.module.named_parameters() if given.grad is not None}
+    inner = "linear2.weight" if name == "mlp" else "stage1.block1.conv1.weight"
+    assert (inner in trained) == (mode == "random")
     optimizer.step()
     after = mixed.eval()(inputs)
     assert not torch.allclose(after, before)
