@@ -59,8 +59,10 @@ class Denoising(Prior):
         )
         return (wrong - noise).square().mean()
 
-    def sample(self, code: Tensor, *, generator: torch.Generator | None) -> Tensor:  # noqa: D102
-        found = torch.randn(len(code), self.network.width, generator=generator).to(code)
+    def sample(  # noqa: D102
+        self, code: Tensor, *, generator: torch.Generator | None, temperature: float = 1.0
+    ) -> Tensor:
+        found = temperature * torch.randn(len(code), self.network.width, generator=generator).to(code)
         places = torch.linspace(self.timesteps - 1, 0, self.steps).round().long().tolist()
         for place, after in zip(places, [*places[1:], -1], strict=True):
             left = self.remaining[place].to(code)
@@ -70,7 +72,7 @@ class Denoising(Prior):
             spread = self.eta * ((1 - then) / (1 - left)).sqrt() * (1 - left / then).sqrt()
             found = then.sqrt() * clean + (1 - then - spread**2).clamp(min=0).sqrt() * noise
             if self.eta > 0:
-                found = found + spread * torch.randn(found.shape, generator=generator).to(code)
+                found = found + temperature * spread * torch.randn(found.shape, generator=generator).to(code)
         return found
 
     def _scaled(self, time: Tensor, like: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ class DiffusionHyperNetwork(HyperNetwork):
         )
 
     def sample(
-        self, condition: Condition, count: int, *, generator: torch.Generator | None = None
+        self, condition: Condition, count: int, *, generator: torch.Generator | None = None, temperature: float = 1.0
     ) -> dict[str, Tensor]:
         """Return ``count`` weight sets for each of K conditions, which are encoded once.
 
@@ -119,12 +119,15 @@ class DiffusionHyperNetwork(HyperNetwork):
             condition: as in :meth:`generate`.
             count: sets for each condition.
             generator: makes them repeatable.
+            temperature: factor on the noise of the prior; below 1 networks come closer to the middle of what the
+                condition allows, which is the better start for training.
 
         Returns:
             name -> ``(K * count, *shape)``, the sets of one condition behind each other.
         """
         code = self._code(condition).repeat_interleave(count, dim=0)
-        deltas = self.emit(code, self.target.tensors, generator=generator)
+        latents = self.prior.sample(code, generator=generator, temperature=temperature)
+        deltas = self._cut(self.codec.decode(latents), self.target.tensors)
         return {spec.name: self._whole(spec, deltas[spec.name]) for spec in self.target}
 
     def emit(  # noqa: D102

@@ -32,8 +32,14 @@ class Prior(Part):
         """Return the training loss, a scalar, of latents ``(B, width)`` and their codes ``(B, code)``."""
 
     @abstractmethod
-    def sample(self, code: Tensor, *, generator: torch.Generator | None) -> Tensor:
-        """Return one latent for each code ``(K, code)``: ``(K, width)``."""
+    def sample(self, code: Tensor, *, generator: torch.Generator | None, temperature: float = 1.0) -> Tensor:
+        """Return one latent for each code ``(K, code)``: ``(K, width)``.
+
+        Args:
+            code: encoded conditions.
+            generator: of the noise.
+            temperature: factor on the noise; below 1 latents come closer to the middle of what the code allows.
+        """
 
 
 @final
@@ -107,8 +113,10 @@ class FlowMatching(Prior):
         wrong: Tensor = self.network(moved, code, time) - (latents - noise)
         return wrong.square().mean()
 
-    def sample(self, code: Tensor, *, generator: torch.Generator | None) -> Tensor:  # noqa: D102
-        found = torch.randn(len(code), self.network.width, generator=generator).to(code)
+    def sample(  # noqa: D102
+        self, code: Tensor, *, generator: torch.Generator | None, temperature: float = 1.0
+    ) -> Tensor:
+        found = temperature * torch.randn(len(code), self.network.width, generator=generator).to(code)
         for step in range(self.steps):
             time = code.new_full((len(code),), step / self.steps)
             half = found + self.network(found, code, time) / (2 * self.steps)

@@ -41,6 +41,7 @@ def train_many(
     inputs: Tensor,
     labels: Tensor,
     *,
+    of: Tensor | None = None,
     steps: int,
     batch: int = 64,
     lr: float = 5e-3,
@@ -51,8 +52,9 @@ def train_many(
     Args:
         module: of their shape; it may lie on the meta device.
         tensors: name -> ``(K, *shape)``, which are not changed.
-        inputs: ``(N, ...)`` for all, or ``(K, N, ...)``, one data set each.
-        labels: ``(N,)`` or ``(K, N)``.
+        inputs: ``(N, ...)`` for all, or, of several data sets, ``(T, N, ...)``.
+        labels: ``(N,)`` or ``(T, N)``.
+        of: ``(K,)``: which of several data sets each network is trained on; ``None`` where there is one.
         steps: number of steps.
         batch: examples of a step and network.
         lr: learning rate.
@@ -63,7 +65,7 @@ def train_many(
     """
     weights = {name: value.detach().clone().requires_grad_() for name, value in tensors.items()}
     count = len(next(iter(weights.values())))
-    rows = torch.arange(count)[:, None]
+    own = None if of is None else of[:, None]
     generator = torch.Generator().manual_seed(seed)
     descent = torch.optim.Adam(weights.values(), lr)
     module = copy.deepcopy(module).train()
@@ -72,8 +74,7 @@ def train_many(
             layer.running_mean = layer.running_var = layer.num_batches_tracked = None
     for _ in range(steps):
         chosen = torch.randint(labels.shape[-1], (count, batch), generator=generator)
-        own = labels.dim() == 2
-        given, truth = (inputs[rows, chosen], labels[rows, chosen]) if own else (inputs[chosen], labels[chosen])
+        given, truth = (each[chosen] if own is None else each[own, chosen] for each in (inputs, labels))
         outputs = apply_many(module, weights, given, shared=False)
         loss = F.cross_entropy(outputs.flatten(0, 1), truth.flatten()) * count  # the sum over networks of their means
         descent.zero_grad()

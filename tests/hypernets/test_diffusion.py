@@ -134,7 +134,9 @@ def test_flow_matching_samples_by_the_midpoint_rule():
     noise = torch.randn(2, 2, generator=seeded(2))
     step = 1 / 3
     torch.testing.assert_close(found, code + (noise - code) * (1 - step + step**2 / 2) ** 3)
-    times = [time[0].item() for _, _, time in prior.network.seen]
+    cooler = prior.sample(code, generator=seeded(2), temperature=0.5)
+    torch.testing.assert_close(cooler, code + (0.5 * noise - code) * (1 - step + step**2 / 2) ** 3)
+    times = [time[0].item() for _, _, time in prior.network.seen[:6]]
     assert times == pytest.approx([0, 1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6])
 
 
@@ -209,6 +211,8 @@ def test_sampling_is_repeatable_and_several_sets_differ():
     }
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert len(first["0.weight"].flatten(1).unique(dim=0)) == 6
+    middle = hypernet.sample(condition, 3, generator=seeded(1), temperature=0.0)
+    assert len(middle["0.weight"].flatten(1).unique(dim=0)) == 2  # one for each condition
     other = hypernet.sample(condition, 3, generator=seeded(2))
     assert all((first[name] != other[name]).all() for name in first)
     assert hypernet.generate({"data": examples()[:0]})["0.weight"].shape == (0, 5, 4)
@@ -277,7 +281,7 @@ class Constant(Prior):
     def loss(self, latents, code, *, generator):
         return (latents - self.weight).square().mean()
 
-    def sample(self, code, *, generator):
+    def sample(self, code, *, generator, temperature=1.0):
         return self.weight.expand(len(code), -1)
 
 

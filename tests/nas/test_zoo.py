@@ -95,6 +95,18 @@ def test_networks_trained_together_are_those_trained_alone() -> None:
         for name, value in own.named_parameters():
             torch.testing.assert_close(together[name][k], value.detach(), rtol=1e-3, atol=1e-4)
     assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+    several = train_many(
+        module,
+        begun,
+        torch.stack([inputs.flip(0), inputs]),
+        torch.stack([labels.flip(0), labels]),
+        of=torch.tensor([1, 1]),
+        steps=4,
+        batch=8,
+        lr=0.01,
+        seed=9,
+    )
+    assert all(torch.equal(value, together[name]) for name, value in several.items())
     found = accuracies(module, together, inputs, labels, calibration=[inputs])
     own.train()
     own[1].momentum = None
