@@ -1,5 +1,6 @@
 """The service over HTTP."""
 
+import hashlib
 import json
 import os
 from collections.abc import AsyncIterator, Sequence
@@ -21,6 +22,7 @@ from nas.service.problems import RefusedError, refusals
 from nas.service.schemas import (
     SUBNETWORK,
     Front,
+    GenerateRequest,
     Health,
     Job,
     ModelInfo,
@@ -42,8 +44,8 @@ JobName = Annotated[str, Path(pattern=JOB, description="id of a job")]
 _SUMMARY = "Subnetworks of trained supernets, on demand."
 
 
-def service_of(request: Request) -> Service:
-    """Return the service that an application runs."""
+async def service_of(request: Request) -> Service:
+    """Return the service that an application runs; a coroutine, or each request would wait for a thread."""
     service: Service = request.app.state.service
     return service
 
@@ -51,6 +53,7 @@ def service_of(request: Request) -> Service:
 Given = Annotated[Service, Depends(service_of)]
 _SCHEME = Depends(HTTPBearer(auto_error=False, description="where the service was started with a token"))
 _BINARY: dict[str, Any] = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+_GENERATED = 'attachment; filename="generated.safetensors"'
 health = APIRouter(tags=["health"])
 models = APIRouter(prefix="/v1", tags=["models"], dependencies=[_SCHEME], responses=refusals(401, 404, 422, 429, 503))
 files = APIRouter(prefix="/v1", tags=["weights"], dependencies=[_SCHEME], responses=refusals(401, 404, 422, 429, 503))
@@ -120,6 +123,18 @@ async def request_subnetworks(
 async def predict(model: Name, asked: PredictRequest, service: Given) -> Prediction:
     """Run a subnetwork."""
     return await service.predict(model, asked)
+
+
+@models.post(
+    "/generate",
+    response_class=Response,
+    responses={200: {"description": "safetensors, with the provenance inside", **_BINARY}},
+)
+async def generate(asked: GenerateRequest, service: Given) -> Response:
+    """Generate weights with a hypernetwork, or with a supernet whose weights are generated."""
+    content = await service.generate(asked)
+    headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "Content-Disposition": _GENERATED}
+    return Response(content, headers=headers, media_type="application/octet-stream")
 
 
 async def _file(request: Request, service: Service, subnetwork: str, form: str) -> Response:

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import final
 
 from nas.commands.boundary import one_line
+from nas.hypernetworks import CARD_FILE
 from nas.service.problems import RefusedError
-from nas.service.served import Served, load_served, with_trials
+from nas.service.served import Generator, Served, load, with_trials
 from nas.service.settings import Offer, ServiceSettings
 from trials import StudyNotFoundError, Tracker, tracking_uri
 
 __all__ = ["Catalogue"]
 
 _logger = logging.getLogger("nas.service")
-_CARD = "supernet.json"
+_CARDS = ("supernet.json", CARD_FILE)
 Stamp = tuple[object, ...]
 
 
@@ -32,7 +33,7 @@ def _version(offer: Offer) -> Stamp:
     if offer.address.startswith("models:"):
         return (Tracker(tracking_uri()).present_version(offer.address),)
     path = Path(offer.address)
-    return _stamp(path / _CARD if path.is_dir() else path)
+    return tuple(part for name in ("", *_CARDS) for part in _stamp(path / name))
 
 
 @final
@@ -48,7 +49,7 @@ class Catalogue:
 
     def __init__(self, settings: ServiceSettings) -> None:
         self.settings = settings
-        self._current: dict[str, Served] = {}
+        self._current: dict[str, Served | Generator] = {}
         self._before: dict[str, Served] = {}
         self._problems: dict[str, str] = {}
         self._versions: dict[str, Stamp] = {}
@@ -70,8 +71,8 @@ class Catalogue:
                 for offer in self.settings.offers
             }
 
-    def all(self) -> list[Served]:
-        """Return the supernets that can answer."""
+    def all(self) -> list[Served | Generator]:
+        """Return what can answer."""
         with self._lock:
             return list(self._current.values())
 
@@ -81,6 +82,13 @@ class Catalogue:
         Raises:
             RefusedError: there is none of this name (404), or it is not loaded yet (503).
         """
+        found = self.find(name)
+        if isinstance(found, Served):
+            return found
+        raise RefusedError(404, "unknown_model", f"{name} is a hypernetwork and has no subnetworks; POST /v1/generate")
+
+    def find(self, name: str) -> Served | Generator:
+        """Return the present version of a supernet or a hypernetwork; see :meth:`get`."""
         with self._lock:
             if name in self._current:
                 return self._current[name]
@@ -88,14 +96,14 @@ class Catalogue:
         names = [offer.name for offer in self.settings.offers]
         if name in names:
             reason = f"could not be loaded ({problem}); it is tried again" if problem else "is being loaded"
-            raise RefusedError(503, "loading", f"the supernet {name} {reason}", headers={"Retry-After": "5"})
-        raise RefusedError(404, "unknown_model", f"this service has no supernet {name!r}; it has {', '.join(names)}")
+            raise RefusedError(503, "loading", f"the model {name} {reason}", headers={"Retry-After": "5"})
+        raise RefusedError(404, "unknown_model", f"this service has no model {name!r}; it has {', '.join(names)}")
 
     def of_revision(self, revision: str) -> Served | None:
         """Return a loaded supernet by its revision, that before the present one included."""
         with self._lock:
-            loaded = (*self._current.values(), *self._before.values())
-        return next((served for served in loaded if served.revision == revision), None)
+            loaded = [*self._current.values(), *self._before.values()]
+        return next((found for found in loaded if isinstance(found, Served) and found.revision == revision), None)
 
     def refresh(self) -> None:
         """Load what is not loaded or has changed; what cannot be loaded leaves the version before in its place."""
@@ -113,11 +121,11 @@ class Catalogue:
         version = _version(offer)
         current = self._current.get(offer.name)
         if current is None or version != self._versions.get(offer.name):
-            served = load_served(offer, self.settings)
+            served = load(offer, self.settings)
             self._versions[offer.name] = version
             fields = {"event": "loaded", "model": offer.name, "revision": served.revision}
             _logger.info("loaded", extra={"fields": fields})
-        elif moved:
+        elif moved and isinstance(current, Served):
             try:
                 served = with_trials(current, self.settings)
             except StudyNotFoundError:
@@ -125,7 +133,7 @@ class Catalogue:
         else:
             return
         with self._lock:
-            if current is not None and current.revision != served.revision:
+            if isinstance(current, Served) and current.revision != served.revision:
                 self._before[offer.name] = current
             self._current[offer.name] = served
             self._problems.pop(offer.name, None)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from nas.service.schemas import (
     Front,
+    GenerateRequest,
     Job,
     ModelInfo,
     Models,
@@ -200,23 +201,35 @@ class Client:
         Raises:
             ServiceError: the service refuses, or the content is not what its digest says.
         """
-        target = Path(path)
         answer = self._send(
             "GET", f"/v1/subnetworks/{_name(subnetwork)}/weights", params={"format": format}, stream=True
         )
-        descriptor, draft = tempfile.mkstemp(dir=target.absolute().parent, prefix=f".{target.name}.")
-        try:
-            digest = hashlib.sha256()
-            with os.fdopen(descriptor, "wb") as file:
-                for piece in _pieces(answer):
-                    digest.update(piece)
-                    file.write(piece)
-            if answer.headers["ETag"] != f'"{digest.hexdigest()}"':
-                raise ServiceError(502, "damaged", f"the content of {target} is not what its digest says; ask again")
-            os.replace(draft, target)
-        finally:
-            Path(draft).unlink(missing_ok=True)
-        return target
+        return _write(answer, Path(path))
+
+    def generate(
+        self,
+        model: str,
+        path: str | Path,
+        *,
+        condition: Mapping[str, float | list[float]] | None = None,
+        size: Mapping[str, Value] | None = None,
+        seed: int = 0,
+        evaluate: bool = False,
+    ) -> Path:
+        """Write generated weights to a file; ``hypernets.read_provenance`` says where they come from.
+
+        Args:
+            model: a hypernetwork, or a supernet whose weights are generated.
+            path: of the safetensors file.
+            condition: of a hypernetwork.
+            size: choices of a supernet.
+            seed: of generators that draw.
+            evaluate: score the weights on the held-out splits first.
+        """
+        asked = GenerateRequest(
+            model=model, condition=dict(condition or {}), size=dict(size or {}), seed=seed, evaluate=evaluate
+        )
+        return _write(self._send("POST", "/v1/generate", json=asked.model_dump(), stream=True), Path(path))
 
     def predict(self, name: str, subnetwork: Subnetwork | str | Mapping[str, Value], inputs: Sequence[Any]) -> Any:
         """Return the outputs of a subnetwork.
@@ -249,6 +262,27 @@ class Client:
 
 def _name(subnetwork: Subnetwork | str) -> str:
     return subnetwork if isinstance(subnetwork, str) else subnetwork.id
+
+
+def _write(answer: requests.Response, target: Path) -> Path:
+    """Write an answer to a file, complete or not at all.
+
+    Raises:
+        ServiceError: the content is not what its digest says.
+    """
+    descriptor, draft = tempfile.mkstemp(dir=target.absolute().parent, prefix=f".{target.name}.")
+    try:
+        digest = hashlib.sha256()
+        with os.fdopen(descriptor, "wb") as file:
+            for piece in _pieces(answer):
+                digest.update(piece)
+                file.write(piece)
+        if answer.headers["ETag"] != f'"{digest.hexdigest()}"':
+            raise ServiceError(502, "damaged", f"the content of {target} is not what its digest says; ask again")
+        os.replace(draft, target)
+    finally:
+        Path(draft).unlink(missing_ok=True)
+    return target
 
 
 def _pieces(answer: requests.Response) -> Iterator[bytes]:

@@ -1,13 +1,14 @@
 """The service without HTTP: what each request comes to."""
 
 import asyncio
-import logging
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
 import torch
 
+from nas.generation import GenerationError, Request
 from nas.service.cache import Opened, WeightCache
 from nas.service.catalogue import Catalogue
 from nas.service.identity import architecture_of, split
@@ -19,6 +20,7 @@ from nas.service.schemas import (
     ChoiceInfo,
     CostInfo,
     Front,
+    GenerateRequest,
     Job,
     MetricInfo,
     ModelInfo,
@@ -37,7 +39,7 @@ from nas.service.selection import (
     read_architecture,
     wanted,
 )
-from nas.service.served import Served
+from nas.service.served import Generator, Served
 from nas.service.settings import ServiceSettings
 from nas.service.work import SingleFlight, Workers
 from search_spaces import Architecture, import_path
@@ -46,7 +48,6 @@ from supernets.formats import FORMATS
 __all__ = ["AT_ONCE", "Service", "summary"]
 
 AT_ONCE = 1.0  # seconds of search up to which a request is answered at once
-_logger = logging.getLogger("nas.service")
 
 
 @final
@@ -189,6 +190,29 @@ class Service:
             raise RefusedError(404, "unknown_subnetwork", f"{served.offer.name} has no subnetwork {name}")
         return served, architecture
 
+    async def generate(self, request: GenerateRequest) -> bytes:
+        """Return generated weights, as safetensors with their provenance inside.
+
+        Raises:
+            RefusedError: the model generates none (404), or a field does not fit (422).
+        """
+        found = self.catalogue.find(request.model)
+        maker = found.maker
+        if maker is None:
+            raise RefusedError(404, "not_generated", f"{request.model} stores its weights; ask for its subnetworks")
+        if bool(request.condition) == bool(request.size):
+            raise RefusedError(422, "invalid_request", "give either condition or size")
+        asked = Request(request.condition, request.size, request.seed)
+
+        def write() -> bytes:
+            with tempfile.TemporaryDirectory(prefix="nas-generated-") as folder:
+                return maker.write(asked, Path(folder) / "weights", evaluate=request.evaluate).path.read_bytes()
+
+        try:
+            return await self.workers.run(write)
+        except GenerationError as error:
+            raise RefusedError(422, "invalid_fields", str(error)[:4000]) from error
+
     async def predict(self, name: str, request: PredictRequest) -> Prediction:
         """Run a subnetwork on the inputs of a client."""
         served = self.catalogue.get(name)
@@ -207,10 +231,12 @@ class Service:
         return Prediction(subnetwork=served.name_of(architecture), outputs=outputs)
 
 
-def summary(served: Served) -> ModelSummary:
-    """Describe a supernet in a line."""
+def summary(served: Served | Generator) -> ModelSummary:
+    """Describe a model in a line."""
     return ModelSummary(
         name=served.offer.name,
+        kind="supernet" if isinstance(served, Served) else "hypernetwork",
+        fields={} if served.maker is None else dict(served.maker.fields),
         address=served.offer.address,
         version=served.located.version,
         revision=served.revision,

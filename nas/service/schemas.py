@@ -9,6 +9,7 @@ __all__ = [
     "ChoiceInfo",
     "CostInfo",
     "Front",
+    "GenerateRequest",
     "Health",
     "Job",
     "Measured",
@@ -146,12 +147,19 @@ class MetricInfo(BaseModel):
 
 
 class ModelSummary(BaseModel):
-    """A supernet that is served."""
+    """A model that is served.
+
+    Attributes:
+        kind: ``supernet``, which hands out subnetworks, or ``hypernetwork``, which generates weights.
+        fields: what ``/v1/generate`` may be asked for: field -> its values; none where weights are stored.
+    """
 
     name: str
+    kind: Literal["supernet", "hypernetwork"]
     address: str
     version: int | None
     revision: str
+    fields: dict[str, str]
 
 
 class Models(BaseModel):
@@ -199,6 +207,24 @@ class Prediction(BaseModel):
 
     subnetwork: str
     outputs: Any
+
+
+class GenerateRequest(_Request):
+    """Which weights are wanted of a hypernetwork, or of a supernet whose weights are generated.
+
+    Attributes:
+        model: its name.
+        condition: field -> a number, or a list of numbers, for a hypernetwork.
+        size: choice -> candidate, for a supernet.
+        seed: of generators that draw.
+        evaluate: score the weights on the validation and test splits, where the data is known.
+    """
+
+    model: str = Field(max_length=200)
+    condition: dict[str, Finite | list[Finite]] = Field(default_factory=dict, max_length=64)
+    size: dict[str, Value] = Field(default_factory=dict, max_length=256)
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
+    evaluate: bool = False
 
 
 class Progress(BaseModel):

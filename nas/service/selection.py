@@ -55,7 +55,7 @@ def wanted(served: Served, request: SubnetworkRequest) -> Wanted:
         limits = parse_limits(request.limits)
     except ValueError as error:
         raise RefusedError(422, "invalid_limits", str(error)) from error
-    known = served.metrics()
+    known = served.metrics
     objective = request.objective or served.supernet.task.headline
     unknown = sorted({name for name in (objective, *(limit.metric for limit in limits)) if name not in known})
     if unknown:
@@ -139,6 +139,13 @@ def by_search(
         RefusedError: nothing that was tried keeps the limits, or nothing can; the message says the smallest reachable
             value (422).
     """
+    if served.supernet.source.generated:
+        raise RefusedError(
+            422,
+            "unsatisfiable",
+            f"no trial keeps the limits, and the weights of {served.offer.name} are generated, so that scores must "
+            "prove themselves before a search may rank by them; run `nas search` with these limits",
+        )
     computed = served.computed()
     foreign = sorted(
         {n for n in (asked.objective.name, *(limit.metric for limit in asked.limits)) if n not in computed}
@@ -177,7 +184,7 @@ def pareto(served: Served, objectives: Sequence[str]) -> Front:
     Raises:
         RefusedError: an objective is not measured (422).
     """
-    known = served.metrics()
+    known = served.metrics
     names = list(dict.fromkeys(objectives)) or [served.supernet.task.headline, next(iter(served.reach))]
     unknown = [name for name in names if name not in known]
     if unknown:

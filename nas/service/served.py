@@ -1,9 +1,11 @@
 """One version of one supernet, loaded and ready to answer."""
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -14,6 +16,8 @@ from nas.addresses import Located
 from nas.commands.limits import costs_for
 from nas.commands.sample import data_from
 from nas.evaluation import Evaluate, Job, Screen
+from nas.generation import SizeMaker, WeightMaker, open_weight_maker
+from nas.hypernetworks import CARD_FILE
 from nas.known import Known, known_trials
 from nas.objectives import WeightSharing
 from nas.quick import measured
@@ -26,7 +30,7 @@ from supernets import Supernet, read_card
 from supernets.calibration import norms
 from trials import Limit, Metric, Outcome
 
-__all__ = ["Memory", "Served", "load_served", "with_trials"]
+__all__ = ["Generator", "Memory", "Served", "load", "with_trials"]
 
 COSTS = ("params", "macs", "model_size")
 _OUTCOMES = 4096
@@ -91,6 +95,7 @@ class Served:
         known: trials that answers are chosen from, with all costs.
         reach: cost -> (smallest, largest) of the space.
         memory: what was computed before.
+        maker: generates weights, where the source of the supernet does.
     """
 
     offer: Offer
@@ -102,14 +107,16 @@ class Served:
     known: Known
     reach: Mapping[str, tuple[float, float]]
     memory: Memory
+    maker: WeightMaker | None = None
 
     @property
     def space(self) -> SearchSpace:
         """The architectures."""
         return self.supernet.space
 
-    def metrics(self) -> dict[str, Metric]:
-        """Return everything that can be limited or optimised: costs, metrics of the task, and what studies measured."""
+    @cached_property
+    def metrics(self) -> Mapping[str, Metric]:
+        """Everything that can be limited or optimised: costs, metrics of the task, and what studies measured."""
         found = {
             name: Metric(name, item.unit, item.direction)
             for trial in self.known.trials
@@ -142,15 +149,43 @@ class Served:
         return handed, bound
 
 
-def load_served(offer: Offer, settings: ServiceSettings) -> Served:
-    """Read a supernet, its data and its studies.
+@final
+@dataclass(frozen=True, eq=False)
+class Generator:
+    """One version of one hypernetwork.
+
+    Attributes:
+        offer: name and address.
+        located: its files.
+        revision: of its files.
+        maker: generates weights.
+    """
+
+    offer: Offer
+    located: Located
+    revision: str
+    maker: WeightMaker
+
+
+def load(offer: Offer, settings: ServiceSettings) -> "Served | Generator":
+    """Read a supernet or a hypernetwork.
 
     Raises:
-        CheckpointError: the supernet cannot be read.
+        CheckpointError: it cannot be read.
         ModelNotFoundError: there is no such registered model.
-        ValueError: it does not name its data, and the settings do not either.
+        ValueError: a supernet does not name its data, and the settings do not either.
     """
     located = offer.locate()
+    if not (located.path / CARD_FILE).exists():
+        return load_served(offer, settings, located)
+    files = [path.read_bytes() for path in sorted(located.path.iterdir()) if path.is_file()]
+    revision = hashlib.sha256(b"".join(files)).hexdigest()[:16]
+    maker = open_weight_maker(located, data=data_from(settings.data), trust=settings.trust)
+    return Generator(offer, located, revision, maker)
+
+
+def load_served(offer: Offer, settings: ServiceSettings, located: Located) -> Served:
+    """Read a supernet, its data and its studies; see :func:`load`."""
     data = data_from(settings.data)
     supernet, module = open_supernet(located, None, data, trust=settings.trust)
     supernet.requires_grad_(False).eval()
@@ -170,6 +205,7 @@ def load_served(offer: Offer, settings: ServiceSettings) -> Served:
         known=Known((), "no search"),
         reach=reach(supernet.space, screen.meter, generator),
         memory=Memory(Evaluate(objective), objective),
+        maker=SizeMaker(supernet, module) if supernet.source.generated else None,
     )
     served.memory.module(supernet.space.smallest())
     return with_trials(served, settings)
