@@ -6,19 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hypernets.base import Condition, HyperNetwork, Shapes
 from hypernets.card import HyperCard
-from hypernets.coordinates import bounded_frequencies, fourier, positions
+from hypernets.coordinates import bounded_frequencies
 from hypernets.fields import Field
 from hypernets.parametrization import Parametrization
+from hypernets.position_functions import PositionFunctions
 from hypernets.resampling import interpolation, resample
 from hypernets.target import Target, TensorSpec
 
 __all__ = ["ImplicitHyperNetwork"]
-
-_SMALL = 0.1
 
 
 @final
@@ -49,6 +48,7 @@ class ImplicitHyperNetwork(HyperNetwork):
     Differs from the paper: a residual; sizes are conditions, encoded smoothly, instead of Fourier features, which alias
     between sizes; positions are centres of cells; noise is drawn per channel and not per weight.
 
+    >>> from torch import nn
     >>> from hypernets import Size
     >>> hypernet = ImplicitHyperNetwork(Target.of(nn.Linear(8, 32)), {"width": Size(16, 32)})
     >>> hypernet.generate({"width": 24.0}, {"weight": (24, 8), "bias": (24,)})["weight"].shape
@@ -89,7 +89,7 @@ class ImplicitHyperNetwork(HyperNetwork):
         self.noise, self.extrapolate = noise, extrapolate
         widest = max((size for spec in target for size in spec.shape[:2]), default=1)
         self._frequencies = bounded_frequencies(widest) if frequencies is None else frequencies
-        self.functions = _ImplicitFunctions(target, self._frequencies, self.encoder.width, width=width, layers=layers)
+        self.functions = PositionFunctions(target, self._frequencies, self.encoder.width, width=width, layers=layers)
         self._full = target.shapes
         self.finish()
 
@@ -206,103 +206,3 @@ def reading_axis(spec: TensorSpec, full: tuple[int, ...]) -> int | None:
 def _coherence(spec: TensorSpec) -> float:
     """Return what a smooth delta, which adds up over the inputs of a layer, is shrunk by beside a random residual."""
     return 1 / math.sqrt(spec.fan_in) if spec.role == "weight" else 1.0
-
-
-class _ImplicitFunctions(nn.Module):
-    """All ``g_l``, their weights stacked; tensors of one shape are made together.
-
-    Attributes:
-        constant: ``C`` ``(T, width, code)``.
-        shift: ``(T, width)``, added to it.
-        axes: ``A`` and ``B`` ``(2, T, width, 2 F)``.
-        hidden: ``W`` ``(layers - 1, T, width, width)``.
-        hidden_shift: ``(layers - 1, T, width)``, added to it.
-        gates: ``s`` ``(layers - 1, T)``.
-        head: ``V`` of all tensors ``(sum of outputs, width)``.
-        head_shift: ``(sum of outputs,)``, added to it.
-    """
-
-    def __init__(self, target: Target, frequencies: int, code: int, *, width: int, layers: int) -> None:
-        super().__init__()
-        self.frequencies = frequencies
-        count = len(target.tensors)
-        outputs = [math.prod(spec.shape[2:]) for spec in target]
-        starts = [sum(outputs[:place]) for place in range(count)]
-        self._rows = {
-            spec.name: (place, starts[place], outputs[place], (spec.deviation or _SMALL) / math.sqrt(width))
-            for place, spec in enumerate(target)
-        }
-        spread = math.sqrt(2 / 3)  # three sums of features of norm 1
-        self.constant = nn.Parameter(torch.randn(count, width, code) * spread)
-        self.shift = nn.Parameter(torch.zeros(count, width))
-        self.axes = nn.Parameter(torch.randn(2, count, width, 2 * frequencies) * spread)
-        self.hidden = nn.Parameter(torch.randn(layers - 1, count, width, width) * math.sqrt(2 / width))
-        self.hidden_shift = nn.Parameter(torch.zeros(layers - 1, count, width))
-        self.gates = nn.Parameter(torch.full((layers - 1, count), 0.1))
-        deviations = [
-            0.0 if spec.role in {"bias", "norm_bias"} else math.sqrt(2 / max(size, 1))
-            for spec, size in zip(target, outputs, strict=True)
-        ]
-        scale = torch.tensor(deviations).repeat_interleave(torch.tensor(outputs))
-        self.head = nn.Parameter(torch.randn(sum(outputs), width) * scale[:, None])
-        self.head_shift = nn.Parameter(torch.zeros(sum(outputs)))
-
-    @torch.no_grad()
-    def rescale(self, name: str, factor: float) -> None:
-        _, start, size, _ = self._rows[name]
-        for parameter in (self.head, self.head_shift):
-            parameter[start : start + size] *= factor
-
-    def forward(
-        self, code: Tensor, specs: Sequence[TensorSpec], *, noise: float, generator: torch.Generator | None
-    ) -> dict[str, Tensor]:
-        """Return name -> ``(K, *shape)``, still without the factor of narrower inputs."""
-        if not specs:
-            return {}
-        groups: dict[tuple[int, ...], list[TensorSpec]] = {}
-        for spec in specs:
-            groups.setdefault(spec.shape, []).append(spec)
-        ordered = [self._rows[spec.name] for group in groups.values() for spec in group]
-        device, width = self.head.device, self.head.shape[1]
-        tensors = torch.tensor([row[0] for row in ordered], device=device)
-        outputs = torch.tensor(
-            [row for _, start, size, _ in ordered for row in range(start, start + size)], device=device
-        )
-        constant = self.constant.index_select(0, tensors) @ code.T + self.shift.index_select(0, tensors)[..., None]
-        axes = self.axes.index_select(1, tensors)
-        hidden, shift = self.hidden.index_select(1, tensors), self.hidden_shift.index_select(1, tensors)
-        gates = self.gates.index_select(1, tensors)
-        scale = torch.tensor([row[3] for row in ordered], device=device, dtype=code.dtype)
-        scale = scale.repeat_interleave(torch.tensor([row[2] for row in ordered], device=device))
-        head = self.head.index_select(0, outputs) * scale[:, None]
-        head_shift = self.head_shift.index_select(0, outputs) * scale
-        known: dict[int, Tensor] = {}
-        found: dict[str, Tensor] = {}
-        first = row = 0
-        for shape, group in groups.items():
-            count, sizes, made = len(group), shape[:2], math.prod(shape[2:])
-            part = slice(first, first + count)
-            values = constant[part].mT.reshape(count, len(code), *[1] * len(sizes), width)
-            for place, size in enumerate(sizes):
-                if noise and generator is not None:
-                    places = torch.stack([positions(size, noise=noise, generator=generator) for _ in group])
-                    features = fourier(places.to(code), self.frequencies)
-                else:
-                    if size not in known:
-                        known[size] = fourier(positions(size).to(code), self.frequencies)
-                    features = known[size]
-                lines = features @ axes[place, part].mT  # (G, size, width)
-                along = [size if axis == place else 1 for axis in range(len(sizes))]
-                values = values + lines.reshape(count, 1, *along, width)
-            values = values.reshape(count, len(code) * math.prod(sizes), width).relu()
-            for layer in range(len(hidden)):
-                inner = torch.baddbmm(shift[layer, part, None], values, hidden[layer, part].mT).relu()
-                values = values + gates[layer, part, None, None] * inner
-            rows = slice(row, row + count * made)
-            values = torch.baddbmm(
-                head_shift[rows].reshape(count, 1, made), values, head[rows].reshape(count, made, width).mT
-            )
-            for spec, value in zip(group, values, strict=True):
-                found[spec.name] = value.reshape(len(code), *shape)
-            first, row = first + count, row + count * made
-        return found

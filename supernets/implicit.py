@@ -45,7 +45,7 @@ class ImplicitWeights(WeightSource):
         residual: ``"learned"`` trains ``theta0`` and ``g``; ``"none"`` leaves ``theta0`` out of the weights, as in the
             paper, and keeps it at rest as the teacher of the reconstruction.
         width: units of the function of each tensor.
-        layers: hidden layers of the function of each tensor.
+        layers: hidden layers of the function of each tensor, the separable one included.
         frequencies: of its Fourier features; by default what the widest axis needs.
         noise: jitter of coordinates in training, as a part of the cell of a channel, in [0, 1].
         samples: weight sets that are averaged in evaluation, the first without noise.
@@ -68,7 +68,7 @@ class ImplicitWeights(WeightSource):
         *,
         residual: Literal["learned", "none"] = "learned",
         width: int = 32,
-        layers: int = 2,
+        layers: int = 1,
         frequencies: int | None = None,
         noise: float = 0.0,
         samples: int = 1,
