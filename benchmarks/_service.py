@@ -22,12 +22,12 @@ MODEL = "digits"
 
 
 def prepare(folder: Path, *, epochs: int, trials: int) -> None:
-    """Train the supernet of the demo in ``folder`` and search it, as ``nas quickstart`` does."""
+    """Train the supernet of the demo in ``folder`` and, where trials are asked for, search it."""
     from nas.__main__ import main
 
     config = yaml.safe_load((ROOT / "configs" / "digits.yaml").read_text(encoding="utf-8"))
     config["trainer"] |= {"max_epochs": epochs, "check_val_every_n_epoch": epochs, "logger": False}
-    config["search"] |= {"trials": trials}
+    config["search"] |= {"trials": max(1, trials)}
     with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as said:
         Path("digits.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         commands = [["fit", "-c", "digits.yaml"]]

@@ -24,6 +24,7 @@ __all__ = ["JOB", "Jobs"]
 JOB = r"^[0-9a-f]{32}$"
 _FILE, _LOCK, _CANCEL = "job.json", "lock", "cancel"
 _KEPT = 24 * 3600.0
+_MOST = 1000  # jobs that are kept after their end
 _WRITE = 0.5
 _ENDED = ("done", "failed", "cancelled")
 _logger = logging.getLogger("nas.service")
@@ -118,11 +119,15 @@ class Jobs:
 
     def tend(self) -> None:
         """Take up jobs that nobody works on, and forget those that ended long ago."""
-        for job in self.all():
+        known = self.all()
+        ended = [job for job in known if job.state in _ENDED]
+        excess = len(ended) - _MOST
+        for number, job in enumerate(ended):
+            if number < excess or time.time() - (job.finished or job.created) > _KEPT:
+                shutil.rmtree(self.folder / job.id, ignore_errors=True)
+        for job in known:
             if job.state not in _ENDED:
                 self._submit(job.id)
-            elif time.time() - (job.finished or job.created) > _KEPT:
-                shutil.rmtree(self.folder / job.id, ignore_errors=True)
 
     def close(self) -> None:
         """Give back what is being worked on; it is taken up by the next process."""
