@@ -117,7 +117,7 @@ def run(quick: bool) -> Result:
         folder = Path(place)
         prepare(folder, epochs=epochs, trials=0)
         versions(folder)
-        with serving(folder, "--cache_bytes", str(CACHE), "--reload", "1") as server:
+        with serving(folder, "--cache_bytes", str(CACHE), "--reload", "1", "--timeout", "120") as server:
             end = time.monotonic() + seconds
 
             def over() -> bool:

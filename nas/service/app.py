@@ -91,13 +91,13 @@ async def list_models(service: Given) -> Models:
 
 
 @models.get("/models/{model}")
-async def describe_model(model: Name, service: Given) -> ModelInfo:
+def describe_model(model: Name, service: Given) -> ModelInfo:
     """Describe a supernet: its space, the reach of its costs, its weight source."""
     return service.info(model)
 
 
 @models.get("/models/{model}/pareto")
-async def pareto_front(
+def pareto_front(
     model: Name,
     service: Given,
     objective: Annotated[list[str], Query(max_length=8)] = [],  # noqa: B006 - only read

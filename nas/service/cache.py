@@ -5,7 +5,6 @@ import io
 import json
 import os
 import shutil
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -59,7 +58,6 @@ class WeightCache:
     def __init__(self, folder: Path, bound: int) -> None:
         self.folder = folder
         self.bound = bound
-        self._tracing = threading.Lock()  # torch.export keeps global state
         folder.mkdir(parents=True, exist_ok=True)
         self._clean()
 
@@ -84,6 +82,8 @@ class WeightCache:
     def make(self, served: Served, architecture: Architecture, form: str) -> None:
         """Extract, calibrate and export a subnetwork, and put it into the cache complete.
 
+        Not for several threads at once but in safetensors: ``torch.export`` keeps global state.
+
         Raises:
             RefusedError: the network cannot be exported in this format (422), or the cache cannot be written (503).
         """
@@ -93,15 +93,14 @@ class WeightCache:
             served.supernet, architecture, served.screen.meter(architecture), weights=served.objective.version
         )
         try:
-            with self._tracing if form != "safetensors" else contextlib.nullcontext():
-                export(
-                    handed,
-                    served.space.inputs(architecture, batch_size=2),
-                    place,
-                    formats=[form],
-                    manifest=manifest,
-                    reference=bound,
-                )
+            export(
+                handed,
+                served.space.inputs(architecture, batch_size=2),
+                place,
+                formats=[form],
+                manifest=manifest,
+                reference=bound,
+            )
         except (ExportError, ModuleNotFoundError) as error:
             if (place / MANIFEST).exists():  # another process was faster
                 return

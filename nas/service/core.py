@@ -2,9 +2,9 @@
 
 import asyncio
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import final
+from typing import TypeVar, final
 
 import torch
 
@@ -41,12 +41,14 @@ from nas.service.selection import (
 )
 from nas.service.served import Generator, Served
 from nas.service.settings import ServiceSettings
-from nas.service.work import SingleFlight, Workers
+from nas.service.work import SharedWork, Workers
 from search_spaces import Architecture, import_path
 from supernets.formats import FORMATS
 
 __all__ = ["AT_ONCE", "Service", "summary"]
 
+_MANY = 500  # trials up to which choosing among them takes a millisecond
+T = TypeVar("T")
 AT_ONCE = 1.0  # seconds of search up to which a request is answered at once
 
 
@@ -65,11 +67,11 @@ class Service:
         self.catalogue = Catalogue(settings)
         self.cache = WeightCache(folder / "weights", settings.cache_bytes)
         self.jobs = Jobs(folder / "jobs", self.catalogue, queue=settings.queue)
-        self.workers = Workers(settings.threads, settings.queue, settings.timeout)
+        self.workers = Workers(settings.threads, settings.queue, settings.timeout, meter=self.meters.pending.set)
         self.batcher = Batcher(self.workers)
-        self.meters.pending.set_function(lambda: self.workers.pending)
-        self._making: SingleFlight[None] = SingleFlight()
-        self._answering: SingleFlight[Subnetworks] = SingleFlight()
+        self.shared = SharedWork(self.workers)
+        self.tracers = Workers(1, settings.queue, settings.timeout)  # tracing takes seconds and one thread at a time
+        self.traced = SharedWork(self.tracers)
         self._tending: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -84,6 +86,7 @@ class Service:
             await asyncio.gather(self._tending, return_exceptions=True)
         await asyncio.to_thread(self.jobs.close)
         await asyncio.to_thread(self.workers.close)
+        await asyncio.to_thread(self.tracers.close)
 
     async def _tend(self) -> None:
         while True:
@@ -143,9 +146,9 @@ class Service:
         if request.architecture is not None:
             architecture = read_architecture(served, request.architecture)
             key = (served.revision, architecture)
-            return await self._answering(key, lambda: self.workers.run(lambda: by_architecture(served, architecture)))
+            return await self.shared.run(key, lambda: by_architecture(served, architecture))
         asked = wanted(served, request)
-        known = by_study(served, asked)
+        known = await _off_loop(len(served.known.trials) > _MANY, lambda: by_study(served, asked))
         if known is not None:
             return known
         if request.seconds > AT_ONCE:
@@ -154,7 +157,7 @@ class Service:
         def search() -> Subnetworks:
             return by_search(served, asked, seed=request.seed, seconds=request.seconds)
 
-        return await self._answering((served.revision, request.model_dump_json()), lambda: self.workers.run(search))
+        return await self.shared.run((served.revision, request.model_dump_json()), search)
 
     async def weights(self, name: str, form: str) -> tuple[Opened, bool]:
         """Return the file of a subnetwork, and whether it had to be made.
@@ -168,7 +171,8 @@ class Service:
             return opened, False
         served, architecture = self._named(name)
         self.meters.cache.labels("miss").inc()
-        await self._making((name, form), lambda: self.workers.run(lambda: self.cache.make(served, architecture, form)))
+        shared = self.shared if form == "safetensors" else self.traced
+        await shared.run((name, form), lambda: self.cache.make(served, architecture, form))
         opened = await asyncio.to_thread(self.cache.open, name, form)
         if opened is None:
             raise RefusedError(
@@ -229,6 +233,11 @@ class Service:
         inputs = read_inputs(served, architecture, request.inputs)
         outputs = await self.batcher(served, architecture, inputs)
         return Prediction(subnetwork=served.name_of(architecture), outputs=outputs)
+
+
+async def _off_loop(long: bool, work: Callable[[], T]) -> T:
+    """Compute here, or in a thread where that takes long."""
+    return await asyncio.to_thread(work) if long else work()
 
 
 def summary(served: Served | Generator) -> ModelSummary:

@@ -119,5 +119,5 @@ class ServiceSettings:
     def from_json(cls, text: str, *, token: str | None) -> "ServiceSettings":
         """Read :meth:`to_json` back."""
         given: dict[str, Any] = json.loads(text)
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+        values: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
         return cls(**values, token=token)
