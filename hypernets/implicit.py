@@ -91,6 +91,9 @@ class ImplicitHyperNetwork(HyperNetwork):
         self._frequencies = bounded_frequencies(widest) if frequencies is None else frequencies
         self.functions = PositionFunctions(target, self._frequencies, self.encoder.width, width=width, layers=layers)
         self._full = target.shapes
+        if self.parametrization.head_init == "fan_out" and self.parametrization.residual in {"learned", "frozen"}:
+            for spec in target:
+                self.rescale(spec.name, _coherence(spec))
         self.finish()
 
     @property
@@ -204,5 +207,9 @@ def reading_axis(spec: TensorSpec, full: tuple[int, ...]) -> int | None:
 
 
 def _coherence(spec: TensorSpec) -> float:
-    """Return what a smooth delta, which adds up over the inputs of a layer, is shrunk by beside a random residual."""
+    """Return what a delta is shrunk by beside a random residual of its deviation, so that it does not drown it.
+
+    Neighbouring weights of a smooth matrix are alike and add up over the inputs of a layer: its operator norm is up to
+    ``sqrt(O I)`` deviations, where that of a random one is about ``sqrt(O) + sqrt(I)``.
+    """
     return 1 / math.sqrt(spec.fan_in) if spec.role == "weight" else 1.0

@@ -162,6 +162,21 @@ def test_the_values_are_the_equation_evaluated_weight_by_weight():
             np.testing.assert_allclose(given.detach().numpy().reshape(-1), values, atol=1e-5)
 
 
+def test_smooth_deltas_do_not_drown_the_random_residual_beside_them():
+    """Of a deep network, whose activations would grow with the operator norm of every layer."""
+    target = Target.of(nn.Sequential(*(nn.Linear(48, 48) for _ in range(6))))
+    torch.manual_seed(0)
+    shares = []
+    for _ in range(3):
+        hypernet = ImplicitHyperNetwork(target, {"g": Unit()})
+        for name, delta in hypernet.deltas({"g": 0.5}).items():
+            if name.endswith("weight"):
+                shares.append(
+                    torch.linalg.matrix_norm(delta[0], 2) / torch.linalg.matrix_norm(hypernet.residual(name), 2)
+                )
+    assert 0.1 < torch.stack(shares).median() < 1
+
+
 def test_weights_of_another_size_are_the_residual_resampled_and_the_delta():
     hypernet = made()
     weight = dict(hypernet.named_parameters())["residual.3/weight"].detach()
