@@ -67,8 +67,8 @@ def alive(running: Any) -> bool:
 
 @pytest.mark.parametrize(
     "header",
-    [None, "", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", TOKEN, "Bearer \xff"],
-    ids=["none", "empty", "scheme", "wrong", "basic", "longer", "bare", "latin"],
+    [None, "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x"],
+    ids=["none", "scheme", "wrong", "basic", "longer"],
 )
 def test_without_the_token_nothing_but_health_answers(strict: Any, header: str | None) -> None:
     headers = {} if header is None else {"Authorization": header}
@@ -76,7 +76,6 @@ def test_without_the_token_nothing_but_health_answers(strict: Any, header: str |
         ("GET", "/v1/models"),
         ("POST", "/v1/models/tiny/subnetworks"),
         ("GET", "/v1/subnetworks/0-0/weights"),
-        ("DELETE", "/v1/jobs/0"),
         ("GET", "/metrics"),
         ("GET", "/nowhere"),
     ):
