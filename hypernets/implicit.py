@@ -142,9 +142,12 @@ class ImplicitHyperNetwork(HyperNetwork):
     def emit(  # noqa: D102
         self, code: Tensor, specs: Sequence[TensorSpec], *, generator: torch.Generator | None
     ) -> dict[str, Tensor]:
-        return self._emit(code, specs, generator if self.training else None)
+        return self.jittered(code, specs, generator if self.training else None)
 
-    def _emit(self, code: Tensor, specs: Sequence[TensorSpec], generator: torch.Generator | None) -> dict[str, Tensor]:
+    def jittered(
+        self, code: Tensor, specs: Sequence[TensorSpec], generator: torch.Generator | None
+    ) -> dict[str, Tensor]:
+        """Return the deltas for encoded conditions, with noise wherever there is a generator; see :meth:`emit`."""
         found = self.functions(code, specs, noise=self.noise, generator=generator)
         for spec in specs:
             full = self._full[spec.name]
@@ -179,18 +182,12 @@ class ImplicitHyperNetwork(HyperNetwork):
         Raises:
             ValueError: ``samples < 1``.
         """
-        specs = self.specs(shapes)
-        mean = self.mean(self._code(condition), specs, samples=samples, generator=generator)
-        return {spec.name: self._whole(spec, mean[spec.name]) for spec in specs}
-
-    def mean(
-        self, code: Tensor, specs: Sequence[TensorSpec], *, samples: int, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """Return the deltas that :meth:`average` adds, for encoded conditions; see :meth:`emit`."""
         if samples < 1:
             raise ValueError(f"samples must be >= 1, got {samples}")
-        sets = [self._emit(code, specs, generator if number else None) for number in range(samples)]
-        return {spec.name: torch.stack([each[spec.name] for each in sets]).mean(0) for spec in specs}
+        specs, code = self.specs(shapes), self._code(condition)
+        sets = [self.jittered(code, specs, generator if number else None) for number in range(samples)]
+        mean = {spec.name: torch.stack([each[spec.name] for each in sets]).mean(0) for spec in specs}
+        return {spec.name: self._whole(spec, mean[spec.name]) for spec in specs}
 
     def rescale(self, name: str, factor: float) -> None:  # noqa: D102
         self.functions.rescale(name, factor)

@@ -8,7 +8,9 @@ from torch import Tensor
 __all__ = ["interpolation", "resample"]
 
 
-def interpolation(size: int, full: int, *, reads: bool = False, blocks: int = 1) -> Tensor:
+def interpolation(
+    size: int, full: int, *, reads: bool = False, blocks: int = 1, jitter: Tensor | None = None
+) -> Tensor:
     """Return the matrix ``(size, full)`` that reads an axis of ``full`` channels at ``size`` points.
 
     Channel ``j`` of ``n`` stands at the relative position ``(j + 1/2) / n``; its value is interpolated linearly between
@@ -20,6 +22,7 @@ def interpolation(size: int, full: int, *, reads: bool = False, blocks: int = 1)
         full: number of channels given.
         reads: whether a layer sums over this axis.
         blocks: equal blocks that the axis packs, each read by itself.
+        jitter: added to the ``j`` of each point of a block, ``(size / blocks,)``, e.g. noise within its cell.
 
     Raises:
         ValueError: a size is below 1, or does not divide into the blocks.
@@ -27,7 +30,8 @@ def interpolation(size: int, full: int, *, reads: bool = False, blocks: int = 1)
     if min(size, full, blocks) < 1 or size % blocks or full % blocks:
         raise ValueError(f"sizes must be multiples of the number of blocks, got {size=}, {full=}, {blocks=}")
     points, channels = size // blocks, full // blocks
-    place = ((torch.arange(points, dtype=torch.float64) + 0.5) / points * channels - 0.5).clamp(0, channels - 1)
+    cells = torch.arange(points, dtype=torch.float64) + 0.5
+    place = ((cells if jitter is None else cells + jitter) / points * channels - 0.5).clamp(0, channels - 1)
     low = place.floor().long()
     weight = place - low
     matrix = torch.zeros(points, channels, dtype=torch.float64)

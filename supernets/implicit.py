@@ -16,7 +16,7 @@ from search_spaces import (
     SearchSpace,
     derive_seed,
 )
-from supernets.resampled import Resampling, between, within
+from supernets.resampled import Jitter, Resampling, between, within
 from supernets.skeletons import ThreadCache
 from supernets.weights import SharedWeights, WeightSource
 
@@ -47,7 +47,8 @@ class ImplicitWeights(WeightSource):
         width: units of the function of each tensor.
         layers: hidden layers of the function of each tensor, the separable one included.
         frequencies: of its Fourier features; by default what the widest axis needs.
-        noise: jitter of coordinates in training, as a part of the cell of a channel, in [0, 1].
+        noise: jitter of positions in training, as a part of the cell of a channel, in [0, 1]. ``theta0`` is read at
+            jittered positions too, from :meth:`sort` or :meth:`teach` on; coupled channels move together.
         samples: weight sets that are averaged in evaluation, the first without noise.
         reconstruction: weight of :meth:`distance` in the training loss, once channels have been sorted.
         extrapolate: allow sizes outside the range of the candidates.
@@ -147,33 +148,44 @@ class ImplicitWeights(WeightSource):
         return tensors | self.shared.shared_buffers(architecture)
 
     def _made(self, architecture: Architecture) -> dict[str, Tensor]:
-        parts = self._resampling(architecture)
-        deltas = self.deltas(architecture)
-        stored, done, found = self.shared.stored(), {}, {}
-        for part in parts:
+        if self.training or not self.noise or self.samples == 1:
+            return self._once(architecture, self._noise())
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "samples"))
+        sets = [self._once(architecture, generator if number else None) for number in range(self.samples)]
+        return {name: torch.stack([each[name] for each in sets]).mean(0) for name in sets[0]}
+
+    def _noise(self) -> torch.Generator | None:
+        """The noise of one training pass."""
+        if not self.training or not self.noise:
+            return None
+        return torch.Generator().manual_seed(int(torch.randint(1 << 62, ())))
+
+    def _once(self, architecture: Architecture, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """One set of tensors, jittered where there is a generator."""
+        jitter = None if generator is None or not self._taught else Jitter(self.noise, generator)
+        deltas, stored = self.deltas(architecture, generator), self.shared.stored()
+        done: dict[tuple[object, ...], Tensor] = {}
+        found: dict[str, Tensor] = {}
+        for part in self._resampling(architecture):
             if part.key not in done:
-                delta = deltas.get(part.source)
-                if delta is None or self.residual == "learned":
-                    whole = part(stored[part.source])
-                    delta = whole if delta is None else whole + delta
-                done[part.key] = part.cut(delta)
+                tensor = deltas.get(part.source)
+                if tensor is None or self.residual == "learned":
+                    whole = part(stored[part.source], jitter)
+                    tensor = whole if tensor is None else whole + tensor
+                done[part.key] = part.cut(tensor)
             found[part.name] = done[part.key]
         return found
 
-    def deltas(self, architecture: Architecture) -> dict[str, Tensor]:
-        """Return what the functions add to each resampled tensor of the largest build, before anything is cut."""
+    def deltas(self, architecture: Architecture, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Return what the functions add to each resampled tensor of the largest build, before anything is cut.
+
+        Args:
+            architecture: which.
+            generator: of noise in the coordinates; none without it.
+        """
         code, specs = self._codes.get(architecture, lambda: self._asked(architecture))
         code = self.hypernet.encoder({"architecture": code.to(self._anchor())[None]})
-        generator = torch.Generator()
-        if self.training and self.noise:
-            generator.manual_seed(int(torch.randint(1 << 62, ())))
-            made = self.hypernet.emit(code, specs, generator=generator)
-        elif self.noise and self.samples > 1:
-            generator.manual_seed(derive_seed(self.seed, "samples"))
-            made = self.hypernet.mean(code, specs, samples=self.samples, generator=generator)
-        else:
-            made = self.hypernet.emit(code, specs, generator=None)
-        return {name: value[0] for name, value in made.items()}
+        return {name: value[0] for name, value in self.hypernet.jittered(code, specs, generator).items()}
 
     def _asked(self, architecture: Architecture) -> tuple[Tensor, tuple[TensorSpec, ...]]:
         """What the hypernetwork is asked for: encoding of the architecture, and its tensors."""

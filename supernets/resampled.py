@@ -24,6 +24,7 @@ class ResampledPart:
         source: tensor of the largest build.
         shape: after resampling.
         matrices: ``(dimension, matrix)`` of every dimension that is resampled.
+        axes: what these are of.
         cut: what is cut out of the result, as under weight sharing.
     """
 
@@ -31,6 +32,7 @@ class ResampledPart:
     source: str
     shape: tuple[int, ...]
     matrices: tuple[tuple[int, Tensor], ...]
+    axes: tuple["Axis", ...]
     cut: TensorSlice
 
     @property
@@ -38,11 +40,47 @@ class ResampledPart:
         """Equal for tensors that are tied."""
         return self.source, self.shape, self.cut.cuts
 
-    def __call__(self, tensor: Tensor) -> Tensor:
-        """Resample a tensor of the largest build; nothing is cut yet."""
-        for dim, matrix in self.matrices:
-            tensor = resample(tensor, dim, matrix)
+    def __call__(self, tensor: Tensor, jitter: "Jitter | None" = None) -> Tensor:
+        """Resample a tensor of the largest build, at jittered positions if so asked; nothing is cut yet."""
+        for (dim, matrix), axis in zip(self.matrices, self.axes, strict=True):
+            tensor = resample(tensor, dim, matrix if jitter is None else jitter(axis, *matrix.shape))
         return tensor
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One dimension that is resampled.
+
+    Attributes:
+        channels: number of the class of coupled channels that stand along it.
+        blocks: that it packs.
+        reads: whether a layer sums over it.
+    """
+
+    channels: int
+    blocks: int
+    reads: bool
+
+
+class Jitter:
+    """Noise of positions for one set of weights: channels that are coupled move together, within their cells.
+
+    Args:
+        noise: greatest distance between two draws, in cells.
+        generator: draws it.
+    """
+
+    def __init__(self, noise: float, generator: torch.Generator) -> None:
+        self.noise = noise
+        self.generator = generator
+        self._drawn: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, axis: Axis, size: int, full: int) -> Tensor:
+        """Return the matrix that reads an axis at jittered positions."""
+        key = axis.channels, size // axis.blocks
+        if key not in self._drawn:
+            self._drawn[key] = self.noise * (torch.rand(key[1], generator=self.generator) - 0.5)
+        return interpolation(size, full, reads=axis.reads, blocks=axis.blocks, jitter=self._drawn[key])
 
 
 class Resampling:
@@ -59,17 +97,17 @@ class Resampling:
     def __init__(self, shared: SharedWeights, *, extrapolate: bool) -> None:
         self.shared = shared
         self.extrapolate = extrapolate
-        self._axes: dict[tuple[str, int], tuple[int, bool]] | None = None
+        self._axes: dict[tuple[str, int], Axis] | None = None
         self._parts: ThreadCache[Architecture, tuple[ResampledPart, ...]] = ThreadCache(maxsize=256)
 
     @property
-    def axes(self) -> Mapping[tuple[str, int], tuple[int, bool]]:
-        """(tensor, dimension) that is resampled -> number of blocks, and whether a layer sums over it."""
+    def axes(self) -> Mapping[tuple[str, int], Axis]:
+        """(tensor, dimension) -> what is resampled along it."""
         if self._axes is None:
             stored = self.shared.stored()
             self._axes = {
-                (site.tensor, site.dim): (site.blocks, site.role == "reads")
-                for coupling in find_couplings(self.shared.space).verified
+                (site.tensor, site.dim): Axis(number, site.blocks, site.role == "reads")
+                for number, coupling in enumerate(find_couplings(self.shared.space).verified)
                 for site in coupling.sites
                 if site.tensor in stored
             }
@@ -103,13 +141,13 @@ class Resampling:
     def _part(self, part: TensorSlice, wanted: tuple[int, ...]) -> ResampledPart:
         full = self.shared.slicer.shapes[part.source]
         shape = list(full)
-        matrices = []
+        matrices, axes = [], []
         for dim, (size, channels) in enumerate(zip(wanted, full, strict=True)):
             if size == channels:
                 continue
             if (part.source, dim) in self.axes:
-                blocks, reads = self.axes[part.source, dim]
-                matrices.append((dim, interpolation(size, channels, reads=reads, blocks=blocks)))
+                axes.append(axis := self.axes[part.source, dim])
+                matrices.append((dim, interpolation(size, channels, reads=axis.reads, blocks=axis.blocks)))
                 shape[dim] = size
             elif size > channels or all(cut[0] != dim or cut[2] * cut[3] != size for cut in part.cuts):
                 raise ValueError(
@@ -122,6 +160,7 @@ class Resampling:
             part.source,
             tuple(shape),
             tuple(matrices),
+            tuple(axes),
             TensorSlice(part.name, part.source, wanted, left, part.kernel),
         )
 

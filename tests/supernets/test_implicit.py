@@ -308,6 +308,24 @@ def test_noise_is_for_training_and_evaluation_averages_the_same_draws_every_time
     assert 0 < float((averaged - without).norm()) < float((first - without).norm())
 
 
+def test_coupled_channels_are_read_at_the_same_jittered_positions_once_there_is_an_order() -> None:
+    source = ImplicitWeights(MLPSpace(3, 4, widths=(4, 8), depths=(1,), batch_norm=False), width=4, noise=1.0)
+    small, stored = source.space.smallest(), source.shared.stored()
+    before = source(small)
+    torch.testing.assert_close(before["linear1.bias"], resample(stored["linear1.bias"], 0, interpolation(4, 8)))
+    source.teach()
+    with torch.no_grad():
+        stored["linear1.bias"].copy_(torch.arange(8.0))
+        stored["head.weight"].copy_(torch.arange(8.0).expand(4, 8))
+    positions = source(small)["linear1.bias"].detach()
+    assert ((positions - torch.tensor([0.5, 2.5, 4.5, 6.5])).abs() <= 1.0).all()
+    assert (positions != torch.tensor([0.5, 2.5, 4.5, 6.5])).all()
+    torch.manual_seed(5)
+    found = source(small)
+    torch.testing.assert_close(found["head.weight"], 2 * found["linear1.bias"].expand(4, 4))
+    assert torch.equal(source(source.space.largest())["linear1.bias"], stored["linear1.bias"])
+
+
 # The rest --------------------------------------------------------------------------------------------------------
 
 
