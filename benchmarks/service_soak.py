@@ -26,6 +26,7 @@ from nas.service.schemas import Job
 
 CACHE = 3_000_000
 PARTS = 5
+QUICK, FULL = (20.0, 1, 3.0), (600.0, 10, 10.0)  # seconds, epochs of training, seconds between versions
 FORMATS = ("safetensors",) * 40 + ("pt2", "onnx")
 
 
@@ -110,7 +111,7 @@ def versions(folder: Path) -> None:
 
 
 def run(quick: bool) -> Result:
-    seconds, epochs, pause = (20.0, 1, 3.0) if quick else (600.0, 10, 10.0)
+    seconds, epochs, pause = QUICK if quick else FULL
     tally = Tally()
     memory: list[list[float]] = [[] for _ in range(PARTS)]
     with tempfile.TemporaryDirectory() as place:

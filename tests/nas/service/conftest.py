@@ -1,10 +1,10 @@
 """One small supernet, its study, and services on ports of their own, all in this process."""
 
+import contextlib
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def make_supernet(folder: Path, seed: int) -> Supernet:
     return supernet
 
 
-@contextmanager
+@contextlib.contextmanager
 def running(settings: ServiceSettings) -> Iterator[Running]:
     app = create_app(settings)
     with socket.socket() as listening:
@@ -100,10 +100,16 @@ def studied(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield found
 
 
+@pytest.fixture(scope="session")
+def serving() -> Callable[[ServiceSettings], "contextlib.AbstractContextManager[Running]"]:
+    """Runs a service until the block ends, for fixtures of other modules."""
+    return running
+
+
 @pytest.fixture
 def launch(trained: Trained, tmp_path: Path) -> Iterator[Callable[..., Running]]:
     """Start services of the supernet, without its study unless said, that end with the test."""
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
 
         def start(**given: object) -> Running:
             chosen = {"models": (f"tiny={trained.folder}",), "storage": str(tmp_path / "none"), "reload": 0.1}

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import requests
 
+from nas.__main__ import main
 from nas.commands.boundary import UsageError
 from nas.commands.serve import serve
 from nas.service.server import is_loopback
@@ -22,15 +23,8 @@ TOKEN = "correct horse battery"
 
 
 @pytest.fixture(scope="module")
-def strict(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def strict(trained: Any, serving: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A service with a token and tight limits."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("service_conftest", Path(__file__).with_name("conftest.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     settings = ServiceSettings(
         (f"tiny={trained.folder}",),
         storage=str(trained.storage),
@@ -39,7 +33,7 @@ def strict(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
         stall=0.6,
         token=TOKEN,
     )
-    with module.running(settings) as found:
+    with serving(settings) as found:
         yield found
 
 
@@ -296,6 +290,10 @@ def test_another_host_needs_a_token(trained: Any, tmp_path: Path, monkeypatch: p
         serve(address, token_file=str(tmp_path / "empty"))
     with pytest.raises(FileNotFoundError, match="does not exist"):
         serve(str(tmp_path / "nothing"))
+    started.clear()
+    assert main(["serve", f"a={address}", f"b={address}", "--threads", "1"]) == 0
+    assert ([offer.name for offer in started[0].offers], started[0].threads) == (["a", "b"], 1)
+    assert main(["serve"]) == 2
     with pytest.raises(ValueError, match="distinct names, got \\['supernet', 'supernet'\\]"):
         serve(address, address)
     with pytest.raises(ValueError, match="at least 8 characters"):
