@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -18,6 +18,10 @@ __all__ = ["Recipe", "on_device", "score", "train"]
 
 def _sgd(parameters: Iterable[Any]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4)
+
+
+def _cosine(progress: float) -> float:
+    return Cosine(warmup=0.05)(progress)
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Recipe:
 
     steps: int = 1000
     optimizer: OptimizerCallable = _sgd
-    schedule: Callable[[float], float] = field(default_factory=lambda: Cosine(warmup=0.05))
+    schedule: Callable[[float], float] = _cosine
     clip: float | None = None
 
     def __post_init__(self) -> None:

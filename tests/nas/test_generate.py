@@ -218,7 +218,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("default", r"error:\s*Unable to serialize")  # or the kept configuration is not whole
 def test_fit_registers_a_hypernetwork_and_generate_takes_it_from_there(
     fitted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
