@@ -36,7 +36,7 @@ from supernets import (
 )
 
 SEEDS = (0, 1, 2)
-STEPS = 3000
+STEPS = 1500
 CONTEXT, BATCH, VOCABULARY = 64, 16, 66
 PLAIN, MIXTURE, WIDER = "plain sharing", "2 experts of FFNs", "2 experts of whole blocks"
 CONTROLS = {MIXTURE: f"{MIXTURE}, constant encoding", WIDER: f"{WIDER}, constant encoding"}
