@@ -6,7 +6,9 @@ from pathlib import Path
 
 from trials import tracking_uri
 
-__all__ = ["Located", "locate"]
+__all__ = ["PACKAGED", "Located", "locate"]
+
+PACKAGED = Path("artifacts", "supernet")  # of a supernet within the model that MLflow serves
 
 
 @dataclass(frozen=True)
@@ -60,4 +62,6 @@ def locate(address: str, *, tracking: str | None = None) -> Located:
 
     uri = tracking_uri(tracking)
     found = Tracker(uri).resolve(address)
-    return Located(address, found.folder, found.name, found.version, found.run_id, found.tags, uri)
+    packaged = found.folder / PACKAGED
+    path = packaged if packaged.is_dir() else found.folder
+    return Located(address, path, found.name, found.version, found.run_id, found.tags, uri)

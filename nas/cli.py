@@ -236,6 +236,7 @@ class NASCLI(LightningCLI):
                 study=self.settings.study,
                 logger=self.trainer.logger,
                 options=_config_options(self.arguments),
+                scores={name: float(value) for name, value in self.trainer.callback_metrics.items()},
             )
 
 

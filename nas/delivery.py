@@ -119,6 +119,8 @@ def describe_delivery(delivered: Delivered, supernet: Supernet, *, searched: Tri
 def register(delivered: Delivered, located: Located, trial: Trial | None) -> None:
     """Register the exported folder as ``<name>-subnetwork``, with what it was made from, if the supernet is registered.
 
+    Its tags lead to the supernet, the search and the run of the trial; that run gets a tag that leads here.
+
     MLflow being away costs a warning: the files are there.
     """
     if located.name is None or located.tracking is None:
@@ -135,13 +137,25 @@ def register(delivered: Delivered, located: Located, trial: Trial | None) -> Non
     for key in ("nas.search.study", "nas.search.run"):
         if key in located.tags:
             tags[key] = located.tags[key]
-    if trial is not None:
-        tags["nas.trial"] = str(trial.number)
     try:
+        run = None if trial is None else _trial_run(located, trial)
+        if trial is not None:
+            tags |= {"nas.trial": str(trial.number), **({} if run is None else {"nas.trial.run": run})}
         tracker = Tracker(located.tracking, located.base)
         version = tracker.register_folder(
             delivered.exported.folder, name, alias="newest", tags=tags, run_id=located.run_id
         )
+        if run is not None:
+            tracker.log(run, tags={"nas.subnetwork": f"models:/{name}/{version}"})
         print(f"registered as models:/{name}/{version}")
     except TrackingUnavailableError as error:
         print(f"warning: not registered in MLflow, but nothing is lost: {error}", file=sys.stderr)
+
+
+def _trial_run(located: Located, trial: Trial) -> str | None:
+    """Return the run that shows ``trial`` under the newest search of the supernet, if that is where it comes from."""
+    study = located.tags.get("nas.search.study")
+    if study is None:
+        return None
+    asked = {"nas.trial": f"{study}/{trial.number}", "nas.arch_id": trial.arch_id}
+    return next((run.run_id for run in Tracker(located.tracking, study).runs(asked)), None)

@@ -2,11 +2,14 @@
 
 import itertools
 import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
+from nas.model_card import log_data, model_card, packaged
 from supernets import Supernet, save, weights_version
 from trials import Tracker, TrackingUnavailableError
 
@@ -46,6 +49,7 @@ def publish(
     study: str,
     logger: Any,
     options: str,
+    scores: Mapping[str, float] | None = None,
 ) -> None:
     """Save a trained supernet, register it in MLflow if the run is tracked there, and say what comes next.
 
@@ -58,6 +62,7 @@ def publish(
         study: names the registered model, ``<study>-supernet``.
         logger: of the trainer; a run of ours is where the model belongs.
         options: of the next command, its ``-c FILE`` among them.
+        scores: of the last validation, for the model card.
     """
     from trials.logger import TrackingLogger
 
@@ -69,9 +74,19 @@ def publish(
         tags = {"nas.kind": "supernet", "nas.weights": weights_version(supernet.source)}
         try:
             tracker = Tracker(logger.tracking_uri, study)
-            version = tracker.register_folder(
-                saved, name, alias=CHAMPION, tags=tags, run_id=logger.run_id, kind="supernet"
-            )
+            if data is not None:
+                log_data(tracker, str(logger.run_id), data, context="training")
+            card = model_card(supernet, data, name=name, address=f"models:/{name}@{CHAMPION}", scores=scores or {})
+            with tempfile.TemporaryDirectory() as place:
+                version = tracker.register_folder(
+                    packaged(supernet, saved, Path(place) / "model", name=name),
+                    name,
+                    alias=CHAMPION,
+                    tags=tags,
+                    run_id=logger.run_id,
+                    kind="supernet",
+                    description=card,
+                )
             address = f"models:/{name}@{CHAMPION}"
             print(f"[fit] registered as models:/{name}/{version}, which is {address} now")
         except TrackingUnavailableError as error:

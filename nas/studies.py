@@ -9,6 +9,7 @@ import lightning as L
 
 from nas.addresses import Located
 from nas.commands.tables import amount, table
+from nas.model_card import log_data
 from nas.progress import Progress
 from nas.search import Search, SearchResult, front
 from nas.settings import SearchSettings, open_search
@@ -16,6 +17,7 @@ from supernets import Supernet
 from trials import (
     Metric,
     Mirror,
+    StudySpec,
     Tracker,
     TrackingUnavailableError,
     Trial,
@@ -24,7 +26,7 @@ from trials import (
     write_atomically,
 )
 
-__all__ = ["RUNS", "TRIALS_FILE", "front_table", "run_study", "write_trials"]
+__all__ = ["RUNS", "TRIALS_FILE", "describe_search", "front_table", "run_study", "write_trials"]
 
 RUNS = Path("runs")
 CONFIG_FILE = "config.yaml"
@@ -174,7 +176,8 @@ def run_study(
             _announce(result, search.problem.objectives, settings, command)
             files = _report(search, result, folder / "report", storage=settings.storage)
         if mirror is not None:
-            _complete(mirror, settings, tracking, folder, origin)
+            about = search.store.spec, result.trials, data
+            _complete(mirror, settings, tracking, folder, origin, about)
     for path in files.values():
         print(f"  wrote {path}")
     if origin is not None and result.front:
@@ -220,9 +223,14 @@ def _report(search: Search, result: SearchResult, folder: Path, *, storage: str)
 
 
 def _complete(
-    mirror: Mirror, settings: SearchSettings, tracking: str | None, folder: Path, origin: Located | None
+    mirror: Mirror,
+    settings: SearchSettings,
+    tracking: str | None,
+    folder: Path,
+    origin: Located | None,
+    about: tuple[StudySpec, Sequence[Trial], L.LightningDataModule],
 ) -> None:
-    """Let the mirror finish, then add the report and the reference from the supernet to the search."""
+    """Let the mirror finish, then add report, description and data, and the references of supernet and search."""
     resync = f"nas report {settings.study} --storage {settings.storage} --resync"
     outcome = mirror.close()
     if not outcome.complete or outcome.run_id is None:
@@ -234,10 +242,28 @@ def _complete(
             tracker.log_config(outcome.run_id, (folder / CONFIG_FILE).read_text(encoding="utf-8"))
         if (folder / "report").is_dir():
             tracker.log_artifacts(outcome.run_id, folder / "report", "report")
+        spec, trials, data = about
+        log_data(tracker, outcome.run_id, data, context="validation")
+        tags = {"mlflow.note.content": describe_search(spec, trials, outcome.run_id, storage=settings.storage)}
         if origin is not None and origin.name is not None and origin.version is not None:
-            tags = {"nas.search.study": settings.study, "nas.search.run": outcome.run_id}
-            tracker.tag_version(origin.name, origin.version, tags)
+            found = {"nas.search.study": settings.study, "nas.search.run": outcome.run_id}
+            tracker.tag_version(origin.name, origin.version, found)
+            tags |= {
+                "nas.supernet": f"models:/{origin.name}/{origin.version}",
+                **({} if origin.run_id is None else {"nas.supernet.run": origin.run_id}),
+            }
+        tracker.log(outcome.run_id, tags=tags)
     except TrackingUnavailableError as error:
         print(f"warning: {error}; complete the record with: {resync}", file=sys.stderr)
         return
     print(f"  MLflow: run {outcome.run_id} of experiment {settings.study} in {tracking}")
+
+
+def describe_search(spec: StudySpec, trials: Sequence[Trial], run_id: str, *, storage: str) -> str:
+    """Return what MLflow shows of a search: chart, front and commands, in Markdown."""
+    from nas.findings import commands
+    from nas.notes import search_note
+    from nas.reporting import summarise
+
+    summary = summarise(spec, trials)
+    return search_note(summary, run_id, commands(summary, storage=storage))

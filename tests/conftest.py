@@ -23,14 +23,15 @@ settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """No setting of the user reaches a test, and no test writes into the user's caches."""
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No setting of the user reaches a test, none reaches the next test, and nobody's caches are written."""
     for variable in [name for name in os.environ if name.startswith(("MLFLOW_", "NAS_", "OPTUNA_"))]:
         monkeypatch.delenv(variable)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     caches = tmp_path_factory.mktemp("caches")
     monkeypatch.setenv("HF_HOME", str(caches / "huggingface"))
-    return caches
+    yield caches
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # Lightning's logger leaves it behind
 
 
 @pytest.fixture(autouse=True)

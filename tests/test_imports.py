@@ -21,9 +21,17 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "nas": frozenset({"search_spaces", "hypernets", "trials", "supernets"}),
 }
 FENCES: Mapping[str, tuple[str, ...]] = {
-    "mlflow": ("trials/tracking.py",),
+    "mlflow": (
+        "trials/tracking.py",
+        "trials/logger.py",
+        "trials/packaging.py",
+        "nas/scoring.py",
+        "nas/mlflow_model.py",
+    ),
     "optuna": ("trials/ledger.py", "nas/controllers/optuna.py"),
     "nni": ("nas/controllers/nni*.py",),
+    "fastapi": ("nas/service/*.py",),
+    "uvicorn": ("nas/service/*.py",),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from trials.tracking import artifact_location, check_tracking, is_mlflow_trouble, log_new_params
+from trials.tracking import Tracker, artifact_location, check_tracking, is_mlflow_trouble, log_new_params
 from trials.tracking import tracking_uri as absolute_uri
 
 __all__ = ["TrackingLogger"]
@@ -37,6 +38,8 @@ class TrackingLogger(MLFlowLogger):
         save_dir: Folder for checkpoints and other local files.
         log_model: Whether checkpoints are uploaded, see Lightning.
         run_id: Run to continue.
+        system_metrics: Whether CPU, memory, disk, network and GPU of the machine are logged every ten seconds; ``None``
+            asks ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING``, as MLflow itself does.
 
     Raises:
         TrackingUnavailableError: If MLflow cannot be reached or written.
@@ -52,9 +55,11 @@ class TrackingLogger(MLFlowLogger):
         save_dir: str = "runs",
         log_model: Literal[True, False, "all"] = False,
         run_id: str | None = None,
+        system_metrics: bool | None = None,
     ) -> None:
         address = absolute_uri(tracking_uri)
         check_tracking(address)
+        _create_experiment(address, experiment_name)
         super().__init__(
             experiment_name=experiment_name,
             run_name=run_name,
@@ -68,6 +73,9 @@ class TrackingLogger(MLFlowLogger):
         self.tracking_uri = address
         self._folder = save_dir
         self._away = False
+        flag = os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "").lower() in ("true", "1")
+        self.system_metrics = flag if system_metrics is None else system_metrics
+        self._monitor: Any = None
 
     @property
     def save_dir(self) -> str:
@@ -80,7 +88,17 @@ class TrackingLogger(MLFlowLogger):
 
         A parameter that the run has already keeps its value: MLflow refuses changes.
         """
+        self._try(self._watch)
         self._try(self._log_leaves, params)
+
+    def _watch(self) -> None:
+        """Start the monitor of the machine, where it is wanted and not running."""
+        if not self.system_metrics or self._monitor is not None:
+            return
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        self._monitor = SystemMetricsMonitor(str(self.run_id), resume_logging=True, tracking_uri=self.tracking_uri)
+        self._monitor.start()
 
     def _log_leaves(self, params: dict[str, Any] | Namespace) -> None:
         leaves = dict(_leaves(vars(params) if isinstance(params, Namespace) else params))
@@ -103,6 +121,9 @@ class TrackingLogger(MLFlowLogger):
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
         """End the run, unless MLflow has gone away."""
+        if self._monitor is not None:
+            self._try(self._monitor.finish)
+            self._monitor = None
         self._try(super().finalize, status)
 
     def _try(self, write: Callable[..., None], *values: Any) -> None:
@@ -117,6 +138,12 @@ class TrackingLogger(MLFlowLogger):
             self._away = True
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             rank_zero_warn(f"MLflow has gone away, training goes on without it: {reason}")
+
+
+@rank_zero_only
+def _create_experiment(address: str, name: str) -> None:
+    """Make sure of the experiment, which Lightning would create as one of no kind."""
+    _ = Tracker(address, name).experiment_id
 
 
 def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

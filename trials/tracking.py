@@ -6,6 +6,8 @@ import, so it is imported when a tracker is made.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import re
@@ -196,7 +198,8 @@ class Tracker:
             if found is not None:
                 return str(found.experiment_id)
             location = artifact_location(self.uri, self.experiment)
-            return str(self._client.create_experiment(self.experiment, artifact_location=location))
+            tags = {"mlflow.experimentKind": "custom_model_development"}  # or its pages are those of language agents
+            return str(self._client.create_experiment(self.experiment, artifact_location=location, tags=tags))
 
     def start_run(
         self, name: str, *, tags: Mapping[str, str], parent: str | None = None, started: float | None = None
@@ -322,6 +325,7 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         run_id: str | None = None,
         kind: str = "subnetwork",
+        description: str = "",
     ) -> int:
         """Make a folder a new version of a registered model.
 
@@ -335,6 +339,7 @@ class Tracker:
             tags: Tags of the version.
             run_id: The run that made the files.
             kind: Type of the logged model, such as ``supernet``.
+            description: What people read of the version, in Markdown.
 
         Returns:
             The version.
@@ -362,11 +367,45 @@ class Tracker:
             # The registry would look up a model id without a run in whatever MLflow is the global default.
             model_id = model.model_id if run_id else None
             version = client.create_model_version(
-                name, model.artifact_location, run_id=run_id, tags=dict(tags or {}), model_id=model_id
+                name,
+                model.artifact_location,
+                run_id=run_id,
+                tags=dict(tags or {}),
+                model_id=model_id,
+                description=description or None,
             )
             for label in (alias,) if isinstance(alias, str) else alias:
                 client.set_registered_model_alias(name, label, version.version)
         return int(version.version)
+
+    def version_tags(self, name: str, tags: Mapping[str, str]) -> dict[str, str]:
+        """Return all tags of the newest version of a registered model that carries ``tags``; empty if none does."""
+        with self._translated():
+            versions = self._client.search_model_versions(f"name = '{name}'", max_results=1000)
+        fitting = [version for version in versions if tags.items() <= dict(version.tags).items()]
+        return dict(max(fitting, key=lambda version: int(version.version)).tags) if fitting else {}
+
+    def log_dataset(
+        self, run_id: str, name: str, *, source: Mapping[str, Any], profile: Mapping[str, Any], context: str
+    ) -> None:
+        """Record which data a run has used.
+
+        Args:
+            run_id: The run.
+            name: What people see.
+            source: How the data is made, as JSON; its digest is that of the data.
+            profile: Facts about it, as JSON.
+            context: What it was used for, such as ``training``.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        text = json.dumps(source, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        used = Dataset(name, digest, "code", text, profile=json.dumps(profile))
+        with self._translated():
+            self._client.log_inputs(
+                run_id, datasets=[DatasetInput(used, tags=[InputTag("mlflow.data.context", context)])]
+            )
 
     def tag_version(self, name: str, version: int, tags: Mapping[str, str]) -> None:
         """Set tags of a model version."""

@@ -8,7 +8,7 @@ from nas.commands.silence import silenced
 from nas.findings import find, space_of
 from nas.report import write_comparison, write_report
 from nas.reporting import summarise
-from nas.studies import RUNS, front_table, write_trials
+from nas.studies import RUNS, describe_search, front_table, write_trials
 from search_spaces import SearchSpace
 from trials import StudyNotFoundError, StudySpec, Tracker, Trial, TrialStore, tracking_uri
 
@@ -62,7 +62,7 @@ def report(
         for path in files:
             print(f"  wrote {path}")
         if resync:
-            _resync(study, storage, folder, tracking_uri(uri))
+            _resync(spec, trials, storage, folder, tracking_uri(uri))
 
 
 def _read(study: str, storage: str) -> tuple[StudySpec, list[Trial]]:
@@ -97,11 +97,15 @@ def _compare(
         print(f"  wrote {path}")
 
 
-def _resync(study: str, storage: str, folder: Path, uri: str) -> None:
+def _resync(spec: StudySpec, trials: list[Trial], storage: str, folder: Path, uri: str) -> None:
     from trials import mirror_study
 
+    study = spec.name
     outcome = mirror_study(storage, study, uri, study, once=True)
     if not outcome.complete or outcome.run_id is None:
         raise UsageError(f"--resync could not complete the record of study {study!r}: {outcome.reason}")
-    Tracker(uri, study).log_artifacts(outcome.run_id, folder, "report")
+    tracker = Tracker(uri, study)
+    tracker.log_artifacts(outcome.run_id, folder, "report")
+    note = describe_search(spec, trials, outcome.run_id, storage=storage)
+    tracker.log(outcome.run_id, tags={"mlflow.note.content": note})
     print(f"  MLflow: run {outcome.run_id} of experiment {study} in {uri} is complete")

@@ -18,7 +18,7 @@ from trials import TrialState
 
 __all__ = ["picture"]
 
-_DPI = 150
+_DPI = 96
 _COLOURS = ("#d5deea", "#7f9fc4", "#3b5f8f", Ink.FRONT.value)
 
 

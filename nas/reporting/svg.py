@@ -59,7 +59,7 @@ def drawing(content: str, width: float, height: float, *, label: str, key: str, 
     """
     box = f"0 0 {number(width)} {number(height)}"
     style = f"width:max(100%,{number(width)}px)" if fill and width > _PAGE else None
-    style = style if fill else f"width:{number(width)}px"
+    style = style if fill else f"width:{number(width)}px;min-width:0"
     drawn = element("svg", content, viewBox=box, role="img", aria_label=label, id=key, style=style)
     return f'<div class="wide">{drawn}</div>'
 

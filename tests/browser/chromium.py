@@ -95,6 +95,14 @@ class Page:
             assert time.monotonic() < deadline, f"never true: {script}\n{self.value('document.body.innerText')[:1500]}"
             time.sleep(0.05)
 
+    def inside(self, script: str) -> Any:
+        """Return what an expression is worth in the first frame within the page, sandboxed or not."""
+        (frame, *_) = self.call("Page.getFrameTree")["frameTree"]["childFrames"]
+        world = self.call("Page.createIsolatedWorld", frameId=frame["frame"]["id"])["executionContextId"]
+        found = self.call("Runtime.evaluate", expression=script, returnByValue=True, contextId=world)
+        assert "exceptionDetails" not in found, f"{script}: {found['exceptionDetails']}"
+        return found["result"].get("value")
+
     def see(self, words: str) -> None:
         """Wait until the page shows ``words``."""
         self.wait(f"document.body.innerText.includes({json.dumps(words)})")
@@ -102,8 +110,9 @@ class Page:
     def middle(self, selector: str) -> tuple[float, float]:
         """Scroll an element into view and return its middle, in pixels of the window."""
         box = self.value(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
-            " e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); "
+            "e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect(); "
+            "return [r.x + r.width / 2, r.y + r.height / 2]; })()"
         )
         return float(box[0]), float(box[1])
 
@@ -163,6 +172,7 @@ def chromium(folder: Path, *, width: int = 1360, height: int = 900) -> Iterator[
             "--disable-gpu",
             "--disable-dev-shm-usage",
             "--disable-background-networking",
+            "--disable-features=IsolateSandboxedFrames",
             "--no-first-run",
             "--remote-debugging-port=0",
             f"--window-size={width},{height}",

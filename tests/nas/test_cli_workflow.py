@@ -127,6 +127,112 @@ def test_sample_exports_the_best_known_subnetwork(done: Done) -> None:
     assert (resolved.folder / "model.safetensors").read_bytes() == Path("tiny/model.safetensors").read_bytes()
 
 
+def test_mlflow_serves_the_supernet_and_chooses_what_sample_does(done: Done) -> None:
+    import mlflow.pyfunc
+
+    with mlflow_of(done.folder):
+        served = mlflow.pyfunc.load_model(ADDRESS)
+        asked = [{"max_params": 2000}, {"max_params": 10}, {"min_accuracy": 0.0, "max_macs": 1e9}]
+        fit, refused, free = served.predict(asked)
+    captured(["sample", ADDRESS, "--max_params", "2e3", "--out", "asked", "--formats", '["safetensors"]'])
+    manifest = json.loads(Path("asked/manifest.json").read_text())
+    assert json.loads(fit.architecture) == manifest["architecture"]
+    assert fit.arch_id == manifest["arch_id"]
+    assert fit.measurements["params"] == manifest["costs"]["params"]
+    assert fit.measurements["accuracy"] == pytest.approx(manifest["scores"]["val"]["accuracy"])
+    assert (fit.origin, free.origin) == ("search", "search")
+    assert refused.problem.startswith("max_params=10 cannot be met: the smallest subnetwork has")
+    assert refused.architecture == ""
+
+
+@contextlib.contextmanager
+def mlflow_of(folder: Path) -> Iterator[None]:
+    """Make the database of a folder what MLflow itself looks at."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    mlflow.set_registry_uri(f"sqlite:///{folder}/mlflow.db")
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before[0])
+        mlflow.set_registry_uri(before[1])
+
+
+def test_lineage_leads_from_the_subnetwork_over_its_trial_to_the_supernet_and_back(done: Done) -> None:
+    captured(["sample", ADDRESS, "--max_params", "2e3", "--out", "traced", "--formats", '["safetensors"]'])
+    uri = f"sqlite:///{done.folder}/mlflow.db"
+    found = Tracker(uri).resolve("models:/small-subnetwork@newest")
+    client = MlflowClient(uri)
+    run = client.get_run(found.tags["nas.trial.run"])
+    assert run.data.tags["nas.arch_id"] == found.tags["nas.arch_id"]
+    assert run.data.tags["nas.subnetwork"] == f"models:/small-subnetwork/{found.version}"
+    search = client.get_run(run.data.tags["mlflow.parentRunId"])
+    assert search.info.run_id == found.tags["nas.search.run"]
+    assert search.data.tags["nas.supernet"] == found.tags["nas.supernet"] == "models:/small-supernet/1"
+    (fit,) = Tracker(uri, "small").runs({"nas.kind": "fit"})
+    assert search.data.tags["nas.supernet.run"] == fit.run_id
+
+
+def test_runs_name_their_data_and_the_search_describes_itself(done: Done) -> None:
+    client = MlflowClient(f"sqlite:///{done.folder}/mlflow.db")
+    tracker = Tracker(f"sqlite:///{done.folder}/mlflow.db", "small")
+    digests = set()
+    for kind, context in (("fit", "training"), ("search", "validation")):
+        (run,) = tracker.runs({"nas.kind": kind})
+        (used,) = client.get_run(run.run_id).inputs.dataset_inputs
+        assert used.dataset.name == "DigitsData"
+        assert json.loads(used.dataset.source)["class_path"] == "nas.DigitsData"
+        assert json.loads(used.dataset.profile)["batch_size"] > 0
+        assert {tag.key: tag.value for tag in used.tags} == {"mlflow.data.context": context}
+        digests.add(used.dataset.digest)
+    assert len(digests) == 1
+    (search,) = tracker.runs({"nas.kind": "search"})
+    note = search.tags["mlflow.note.content"]
+    assert f"get-artifact?path=report%2Fpareto.png&run_uuid={search.run_id}" in note
+    with TrialStore.load("studies.journal", "small") as store:
+        best = max(store.trials(), key=lambda trial: trial.value("accuracy"))
+    assert f"{100 * best.value('accuracy'):.2f} %" in note
+    assert f"nas sample {ADDRESS} --study small" in note
+    kind = client.get_experiment_by_name("small").tags["mlflow.experimentKind"]
+    assert kind == "custom_model_development"
+
+
+def test_registered_supernet_has_a_card(done: Done) -> None:
+    version = MlflowClient(f"sqlite:///{done.folder}/mlflow.db").get_model_version("small-supernet", "1")
+    assert "Supernet of 12 subnetworks: `MLPSpace`" in version.description
+    space = load(done.folder / "runs/small/fit-1/supernet").space
+    for end in (space.smallest(), space.largest()):
+        params = sum(parameter.numel() for parameter in space.build(end).parameters())
+        assert f" {params:,} |" in version.description
+    assert re.search(r"accuracy, validation \| \d+\.\d\d % \| \d+\.\d\d % \|", version.description)
+
+
+def test_report_without_the_supernet_does_without_its_pictures(done: Done, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.chdir(done.folder):
+        assert main(["report", "small", "--out", "whole"]) == 0
+        assert 'id="portrait"' in Path("whole/pareto.html").read_text()
+        Path("apart").mkdir()
+        with contextlib.chdir("apart"):
+            assert main(["report", "small", "--storage", "../studies.journal", "--out", "."]) == 0
+            assert "note: no pictures of architectures" in capsys.readouterr().err
+            assert 'id="portrait"' not in Path("pareto.html").read_text()
+            assert main(["report", "small", "--storage", "../studies.journal", "--supernet", "nowhere"]) == 2
+            assert "checkpoint nowhere does not exist" in capsys.readouterr().err
+
+
+def test_two_studies_are_compared(done: Done, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--search.study", "other", "--search.trials", "3", "--search.seed", "1", "--trainer.logger", "false"]
+    captured(["search", "-c", "small.yaml", "--ckpt_path", "runs/small/fit-1/supernet", *more])
+    assert main(["report", "--compare", "small", "other"]) == 0
+    assert "wrote runs/compare/small-other/compare.html" in capsys.readouterr().out
+    found = json.loads(Path("runs/compare/small-other/compare.json").read_text())
+    assert [entry["study"] for entry in found["studies"]] == ["small", "other"]
+    assert main(["report", "small", "--compare", "none"]) == 2
+    assert "study 'none' is not in studies.journal; the studies there are:" in capsys.readouterr().err
+
+
 def test_sample_finds_the_trials_in_mlflow_where_the_storage_is_not(done: Done) -> None:
     text = captured(
         ["sample", ADDRESS, "--storage", "elsewhere.journal", "--out", "remote", "--formats", '["safetensors"]']

@@ -1,5 +1,7 @@
 import json
 import shutil
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -192,3 +194,30 @@ def test_a_fit_is_logged_whole_and_continued(uri, tmp_path, monkeypatch):
     again.log_hyperparams({"lr": 0.2, "momentum": 0.9})
     params = client.get_run(logger.run_id).data.params
     assert (params["hp/lr"], params["hp/momentum"]) == ("0.1", "0.9")
+
+
+def test_system_metrics_are_logged_where_asked(uri, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    assert not TrackingLogger("fits", tracking_uri=uri).system_metrics
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    logger = TrackingLogger("fits", tracking_uri=uri, save_dir=str(tmp_path / "runs"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.log_hyperparams({"lr": 0.1})
+        time.sleep(0.2)
+        logger.finalize("success")
+    metrics = MlflowClient(uri).get_run(logger.run_id).data.metrics
+    assert any(name.startswith("system/cpu") for name in metrics)
+    assert not [thread for thread in threading.enumerate() if "SystemMetrics" in thread.name]
+
+
+def test_versions_are_found_by_their_tags(uri, files):
+    tracker = Tracker(uri, "versions")
+    for number, weights in enumerate(("a", "b", "a")):
+        tags = {"nas.weights": weights, "number": str(number)}
+        tracker.register_folder(files, "net", tags=tags, description=f"number {number}")
+    assert tracker.version_tags("net", {"nas.weights": "a"})["number"] == "2"
+    assert tracker.version_tags("net", {"nas.weights": "b"})["number"] == "1"
+    assert tracker.version_tags("net", {"nas.weights": "c"}) == {}
+    assert MlflowClient(uri, uri).get_model_version("net", "2").description == "number 1"
