@@ -14,6 +14,7 @@ from hypernets import (
     ChunkedHyperNetwork,
     DenseHyperNetwork,
     HyperNetwork,
+    ImplicitHyperNetwork,
     Parametrization,
     RecurrentHyperNetwork,
     Target,
@@ -29,7 +30,9 @@ BATCH = 128
 GENERATORS: Mapping[str, Callable[..., HyperNetwork]] = {
     "dense": functools.partial(DenseHyperNetwork, hidden=(16, 128)),
     "chunked": functools.partial(ChunkedHyperNetwork, hidden=(16, 64)),
+    "low rank": functools.partial(ChunkedHyperNetwork, hidden=(16, 64), low_rank_above=1000, rank=8),
     "recurrent": functools.partial(RecurrentHyperNetwork, width=64),
+    "implicit": ImplicitHyperNetwork,
 }
 
 OPTIMIZERS: Mapping[str, Callable[[Any], torch.optim.Optimizer]] = {
