@@ -23,7 +23,7 @@ from search_spaces import ConvNetSpace, Stage, Stem, derive_seed, fill
 from supernets import Classification, Cosine, GeneratedWeights, SandwichRule, SharedWeights, Supernet
 
 SEEDS = (0, 1, 2)
-STEPS, ALONE_STEPS, NETWORKS = 680, 340, 12
+STEPS, ALONE_STEPS, NETWORKS = 408, 204, 12
 
 
 def make_space() -> ConvNetSpace:
