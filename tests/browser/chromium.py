@@ -60,7 +60,7 @@ class Page:
         number = next(self._numbers)
         self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
         while True:
-            said = json.loads(self._socket.recv(timeout=30))
+            said = json.loads(self._socket.recv(timeout=60))
             if said.get("id") == number:
                 assert "error" not in said, f"{method}: {said['error']}"
                 return said["result"]
@@ -84,7 +84,7 @@ class Page:
         assert "exceptionDetails" not in found, f"{script}: {found['exceptionDetails']}"
         return found["result"].get("value")
 
-    def wait(self, script: str, *, seconds: float = 30.0) -> Any:
+    def wait(self, script: str, *, seconds: float = 60.0) -> Any:
         """Wait until an expression is truthy and return it."""
         deadline = time.monotonic() + seconds
         while True:
@@ -97,7 +97,8 @@ class Page:
 
     def inside(self, script: str) -> Any:
         """Return what an expression is worth in the first frame within the page, sandboxed or not."""
-        (frame, *_) = self.call("Page.getFrameTree")["frameTree"]["childFrames"]
+        (frame, *_) = self.call("Page.getFrameTree")["frameTree"].get("childFrames") or [None]
+        assert frame is not None, "the page has no frame within that shares its process"
         world = self.call("Page.createIsolatedWorld", frameId=frame["frame"]["id"])["executionContextId"]
         found = self.call("Runtime.evaluate", expression=script, returnByValue=True, contextId=world)
         assert "exceptionDetails" not in found, f"{script}: {found['exceptionDetails']}"
@@ -125,6 +126,17 @@ class Page:
         self.point(*start)
         for kind, (x, y) in (("mousePressed", start), ("mouseMoved", end), ("mouseReleased", end)):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+
+    def click_words(self, words: str) -> None:
+        """Click the innermost element that says just ``words``."""
+        self.see(words)
+        mark = "data-to-be-clicked"
+        self.value(
+            f"[...document.querySelectorAll('body *')].filter((e) => e.innerText?.trim() === {json.dumps(words)})"
+            f".pop().setAttribute('{mark}', '')"
+        )
+        self.click(f"[{mark}]")
+        self.value(f"document.querySelector('[{mark}]')?.removeAttribute('{mark}')")
 
     def click(self, selector: str) -> None:
         """Click the first element that a selector finds."""
@@ -172,7 +184,7 @@ def chromium(folder: Path, *, width: int = 1360, height: int = 900) -> Iterator[
             "--disable-gpu",
             "--disable-dev-shm-usage",
             "--disable-background-networking",
-            "--disable-features=IsolateSandboxedFrames",
+            "--disable-features=IsolateSandboxedIframes",
             "--no-first-run",
             "--remote-debugging-port=0",
             f"--window-size={width},{height}",
