@@ -22,6 +22,7 @@ from nas.objectives import WeightSharing
 from nas.quick import best_tried, measured, quick_search
 from nas.sampling import UnsatisfiableError
 from nas.trainer import open_supernet
+from nas.trust import UntrustedError, refuse_quick_ranking
 from supernets import Supernet, weights_version
 from trials import Limit, ModelNotFoundError, Tracker, TrackingUnavailableError, Trial, tracking_uri
 
@@ -143,13 +144,14 @@ def _answer(
         return _said(best, "search")
     try:
         return _said(_quick(supernet, data, screen, limits, asked.seed or 0), "quick search")
-    except UnsatisfiableError as error:
+    except (UnsatisfiableError, UntrustedError) as error:
         return SubnetworkAnswer(problem=str(error))
 
 
 def _quick(
     supernet: Supernet, data: L.LightningDataModule, screen: Screen, limits: tuple[Limit, ...], seed: int
 ) -> Trial:
+    refuse_quick_ranking(supernet)
     tried = quick_search(Evaluate(WeightSharing(supernet, data)), screen, seed=seed, seconds=_SECONDS)
     return best_tried(tried, limits, supernet.task.headline)[0]
 

@@ -22,7 +22,7 @@ from search_spaces import Architecture, construct, derive_seed, describe
 from supernets import SamplingRule, SharedWeights, Supernet, load
 from trials import write_atomically
 
-__all__ = ["Ranking", "TrustGate", "TrustReport", "UntrustedError", "ranking"]
+__all__ = ["Ranking", "TrustGate", "TrustReport", "UntrustedError", "ranking", "refuse_quick_ranking"]
 
 _FEWEST = 12
 _ALONE = "trained alone"
@@ -268,6 +268,20 @@ class TrustGate:
             seed=seed,
         )
         return _fitted(net, data, self.recipe.steps, supernet.source.device)
+
+
+def refuse_quick_ranking(supernet: Supernet) -> None:
+    """Refuse to rank by generated weights where there is no time to check them.
+
+    Raises:
+        UntrustedError: the weights of ``supernet`` are generated.
+    """
+    if supernet.source.generated:
+        raise UntrustedError(
+            f"weights of {type(supernet.source).__name__} are generated, and their scores must prove themselves before "
+            "they may rank, for which a quick search has no time; run `nas search`, or take one architecture with "
+            "`nas export` or `nas generate`"
+        )
 
 
 def _fitted(net: Supernet, data: L.LightningDataModule, steps: int, device: torch.device) -> Supernet:

@@ -14,6 +14,7 @@ from nas.objectives import WeightSharing
 from nas.progress import Progress
 from nas.quick import CANDIDATES, best_tried, measured, quick_search
 from nas.trainer import open_supernet
+from nas.trust import refuse_quick_ranking
 from search_spaces import Architecture
 from supernets import Supernet, weights_version
 from trials import Limit
@@ -63,6 +64,7 @@ def sample(
 
     Raises:
         UnsatisfiableError: no architecture can keep the limits, or none that was tried does.
+        UntrustedError: the weights are generated, and no search of them fits.
         CheckpointError: the supernet cannot be read.
         ExportError: `out` or a format cannot be used; nothing has been written.
     """
@@ -85,6 +87,7 @@ def sample(
             print(f"[sample] best of {len(trials)} trials in {known.source}: trial {trial.number}")
             architecture = net.space.architecture(trial.architecture)
         else:
+            refuse_quick_ranking(net)
             _explain(known.source, len(trials))
             architecture = _quick_search(net, module, screen, limits, seed)
         delivered = deliver(net, module, architecture, out, formats=formats, overwrite=overwrite)

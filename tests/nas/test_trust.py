@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hypernets import ChunkedHyperNetwork
 from nas import Evaluation, FromScratch, Objective, Parameters, Recipe, Screen, SearchSettings, WeightSharing
+from nas.__main__ import main
 from nas.settings import open_search
-from nas.trust import TrustGate, TrustReport, UntrustedError, ranking
+from nas.trust import TrustGate, TrustReport, UntrustedError, ranking, refuse_quick_ranking
 from search_spaces import Architecture, MLPSpace
 from supernets import Classification, GeneratedWeights, SharedWeights, Supernet, save
 from trials import Metric, parse_limits
@@ -181,3 +182,14 @@ def test_trials_say_which_hypernetwork_made_the_weights() -> None:
     provenance = WeightSharing(net, Data())(SPACE.smallest(), seed=0).provenance
     assert provenance["generator"] == "ChunkedHyperNetwork"
     assert provenance["hypernetwork"] == net.source.provenance()["hypernetwork"]
+
+
+def test_no_quick_search_ranks_by_generated_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(save(supernet(), tmp_path / "generated"))
+    config = tmp_path / "data.yaml"
+    config.write_text("data: {class_path: nas.data.DigitsData}\n")
+    storage = ["--storage", str(tmp_path / "none.journal"), "--data", str(config)]
+    assert main(["sample", folder, *storage, "--out", str(tmp_path / "out")]) == 2
+    assert "weights of GeneratedWeights are generated" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    refuse_quick_ranking(supernet(SharedWeights))
