@@ -121,6 +121,7 @@ def test_help_lists_every_command(arguments: list[str], capsys: pytest.CaptureFi
         "sample",
         "export",
         "generate",
+        "zoo",
         "report",
         "quickstart",
     ):
