@@ -23,7 +23,7 @@ _LIGHT = {
     "serve": "hand out subnetworks over HTTP",
     "grow": "start a wider network from one or two trained ones",
     "zoo": "train many small networks over variations of a data set, to generate weights from",
-    "report": "write the Pareto report of a study; --resync completes MLflow",
+    "report": "write the report of a study, or of two side by side; --resync completes MLflow",
     "quickstart": "all of it on the embedded digits, in about a minute",
 }
 _HELP = """usage: nas COMMAND [options]        nas COMMAND --help for its options

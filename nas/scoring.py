@@ -3,9 +3,11 @@
 ``mlflow models serve -m models:/NAME@champion --env-manager local`` then answers what ``nas sample`` would choose.
 """
 
+import functools
+import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -16,13 +18,15 @@ from pydantic import BaseModel, ConfigDict
 from nas.addresses import Located
 from nas.commands.limits import costs_for, given_limits
 from nas.commands.silence import silenced
+from nas.costs import Cost
 from nas.evaluation import Evaluate, Screen
 from nas.known import best_under, known_trials
 from nas.objectives import WeightSharing
 from nas.quick import best_tried, measured, quick_search
 from nas.sampling import UnsatisfiableError
 from nas.trainer import open_supernet
-from nas.trust import UntrustedError, refuse_quick_ranking
+from nas.trust import refuse_quick_ranking
+from search_spaces import SearchSpace
 from supernets import Supernet, weights_version
 from trials import Limit, ModelNotFoundError, Tracker, TrackingUnavailableError, Trial, tracking_uri
 
@@ -76,6 +80,7 @@ class SupernetModel(PythonModel):
     """Chooses subnetworks of one supernet.
 
     Life cycle: MLflow makes it, calls :meth:`load_context` once, then :meth:`predict` from any number of threads.
+    What was searched after it was loaded is not known to it.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -98,6 +103,7 @@ class SupernetModel(PythonModel):
             located = _searched(located, version)
             storage = str(config.get("storage", "studies.journal"))
             self._known = known_trials(located, weights=version, study=None, storage=storage)
+            self._costs = functools.cache(functools.partial(_costs, self._supernet.space))
 
     def predict(
         self,
@@ -113,8 +119,24 @@ class SupernetModel(PythonModel):
             params: not used.
         """
         del context, params
-        with silenced():
-            return [_answer(self._supernet, self._data, self._known.trials, asked) for asked in model_input]
+        return [self._answer(asked) for asked in model_input]
+
+    def _answer(self, asked: SubnetworkQuestion) -> SubnetworkAnswer:
+        limits = given_limits(**asked.model_dump(exclude={"seed"}))
+        space, headline = self._supernet.space, self._supernet.task.headline
+        screen = Screen(space, self._costs(frozenset(limit.metric for limit in limits)), limits)
+        best = best_under([measured(trial, screen) for trial in self._known.trials], limits, headline)
+        if best is not None:
+            return _said(best, "search")
+        try:
+            return _said(_quick(self._supernet, self._data, screen, limits, asked.seed or 0), "quick search")
+        except UnsatisfiableError as error:
+            return SubnetworkAnswer(problem=str(error))
+
+
+def _costs(space: SearchSpace, limited: frozenset[str]) -> list[Cost]:
+    """Return the costs that answer limits on ``limited``; making them checks their formulas, which takes a while."""
+    return costs_for(space, [Limit(name, 0.0, "max") for name in sorted(limited)])
 
 
 def _registered(path: Path, name: str) -> Located:
@@ -133,21 +155,6 @@ def _searched(located: Located, weights: str) -> Located:
     return Located(located.address, located.path, located.name, None, None, tags, located.tracking)
 
 
-def _answer(
-    supernet: Supernet, data: L.LightningDataModule, known: Sequence[Trial], asked: SubnetworkQuestion
-) -> SubnetworkAnswer:
-    limits = given_limits(**asked.model_dump(exclude={"seed"}))
-    screen = Screen(supernet.space, costs_for(supernet.space, limits), limits)
-    headline = supernet.task.headline
-    best = best_under([measured(trial, screen) for trial in known], limits, headline)
-    if best is not None:
-        return _said(best, "search")
-    try:
-        return _said(_quick(supernet, data, screen, limits, asked.seed or 0), "quick search")
-    except (UnsatisfiableError, UntrustedError) as error:
-        return SubnetworkAnswer(problem=str(error))
-
-
 def _quick(
     supernet: Supernet, data: L.LightningDataModule, screen: Screen, limits: tuple[Limit, ...], seed: int
 ) -> Trial:
@@ -157,16 +164,9 @@ def _quick(
 
 
 def _said(trial: Trial, origin: str) -> SubnetworkAnswer:
-    architecture = trial.architecture
     return SubnetworkAnswer(
         arch_id=trial.arch_id,
-        architecture=_json(architecture),
+        architecture=json.dumps(dict(trial.architecture)),
         measurements={name: item.value for name, item in sorted(trial.measurements.items())},
         origin=origin,
     )
-
-
-def _json(architecture: Mapping[str, Any]) -> str:
-    import json
-
-    return json.dumps(dict(architecture))
