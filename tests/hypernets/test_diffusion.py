@@ -22,7 +22,7 @@ from hypernets import (
     save_hypernetwork,
     save_weights,
 )
-from hypernets.diffusion import FlowMatching, PCACodec, Prior, fit_diffusion
+from hypernets.diffusion import FlowMatching, PCACodec, Prior, assess, fit_diffusion
 
 DATA = LabelledExamples(4, 3, embedding=8)
 
@@ -228,6 +228,35 @@ def test_parts_and_streams_of_one_seed_are_one_weight_set():
     assert list(streamed) == list(hypernet.target.names)
     for name, value in whole.items():
         torch.testing.assert_close(streamed[name], value.detach())
+
+
+def test_an_assessment_chooses_on_one_score_and_reports_another():
+    """Against the samples of the same seed, and networks of the zoo one by one."""
+    hypernet = make()
+    weights, _ = zoo()
+    hypernet.learn_codec(weights, generator=seeded())
+    conditions = {"data": examples()}, {"data": examples(3.0)}
+
+    def choose(tensors):
+        return tensors["0.weight"].flatten(1).sum(1)
+
+    def score(tensors):
+        return tensors["2.bias"].square().sum(1)
+
+    found = assess(hypernet, *conditions, weights, choose=choose, score=score, count=5, generator=seeded(4))
+    again = seeded(4)
+    made, wrong = (hypernet.sample(condition, 5, generator=again) for condition in conditions)
+    scores = [float(made["2.bias"][k].detach().square().sum()) for k in range(5)]
+    best = max(range(5), key=lambda k: float(made["0.weight"][k].detach().sum()))
+    nearest = max(range(40), key=lambda k: float(weights["0.weight"][k].sum()))
+    assert scores[best] < max(scores)
+    assert found.mean == pytest.approx(np.mean(scores))
+    assert found.deviation == pytest.approx(np.std(scores, ddof=1))
+    assert found.best == pytest.approx(scores[best])
+    assert found.wrong == pytest.approx(float(wrong["2.bias"].detach().square().sum(1).mean()))
+    assert found.nearest == pytest.approx(float(weights["2.bias"][nearest].square().sum()))
+    with pytest.raises(ValueError, match="count must be >= 2"):
+        assess(hypernet, *conditions, weights, choose=choose, score=score, count=1, generator=seeded())
 
 
 def test_the_order_of_examples_does_not_matter_and_their_number_may_change():
