@@ -17,8 +17,8 @@ import torch
 from benchmarks import Result
 from benchmarks._training import fit
 from nas import DigitsData, FromScratch, Recipe, WeightSharing
+from nas.rankings import ranking
 from nas.standalone import score
-from nas.trust import ranking
 from search_spaces import ConvNetSpace, Stage, Stem, derive_seed, fill
 from supernets import Classification, Cosine, GeneratedWeights, SandwichRule, SharedWeights, Supernet
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 
 from nas.addresses import locate
@@ -16,13 +15,14 @@ from nas.commands.tables import amount, table
 from nas.evaluation import Screen
 from nas.objectives import FromScratch, Objective, WeightSharing
 from nas.progress import Progress
+from nas.rankings import Ranking, ranking
 from nas.sampling import sample_within
 from nas.standalone import Recipe
 from search_spaces import Architecture, construct, derive_seed, describe
 from supernets import SamplingRule, SharedWeights, Supernet, load
 from trials import write_atomically
 
-__all__ = ["Ranking", "TrustGate", "TrustReport", "UntrustedError", "ranking", "refuse_quick_ranking"]
+__all__ = ["TrustGate", "TrustReport", "UntrustedError", "refuse_quick_ranking"]
 
 _FEWEST = 12
 _ALONE = "trained alone"
@@ -30,24 +30,6 @@ _ALONE = "trained alone"
 
 class UntrustedError(ValueError):
     """Scores with generated weights were not shown to rank candidates."""
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """How well some scores rank.
-
-    Attributes:
-        tau: Kendall's tau-b against the networks trained alone.
-        low: lower end of its bootstrap interval.
-        high: upper end.
-    """
-
-    tau: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.tau:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
 @dataclass(frozen=True)
@@ -301,29 +283,3 @@ def _fitted(net: Supernet, data: L.LightningDataModule, steps: int, device: torc
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         trainer.fit(net, datamodule=data)
     return net.to(device).eval()
-
-
-def ranking(truth: Sequence[float], scores: Sequence[float], *, level: float, resamples: int, seed: int) -> Ranking:
-    """Return Kendall's tau-b of two lists, and its percentile interval over resampled pairs (Efron, 1979).
-
-    ``tau_b = sum_ij sgn(x_i - x_j) sgn(y_i - y_j) / sqrt(sum_ij |sgn(x_i - x_j)| sum_ij |sgn(y_i - y_j)|)``, 0 where a
-    list is constant.
-
-    Args:
-        truth: one value per architecture.
-        scores: of the same architectures.
-        level: of the interval.
-        resamples: number of draws with replacement.
-        seed: of the draws.
-    """
-    x, y = (np.sign(np.subtract.outer(values, values)) for values in (np.asarray(truth), np.asarray(scores)))
-    count = len(truth)
-    draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
-    taus = np.array([_tau(x[np.ix_(rows, rows)], y[np.ix_(rows, rows)]) for rows in draws])
-    low, high = np.quantile(taus, [(1 - level) / 2, (1 + level) / 2])
-    return Ranking(_tau(x, y), float(low), float(high))
-
-
-def _tau(x: np.ndarray, y: np.ndarray) -> float:
-    scale = np.abs(x).sum() * np.abs(y).sum()
-    return float((x * y).sum() / np.sqrt(scale)) if scale else 0.0

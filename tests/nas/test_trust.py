@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from hypernets import ChunkedHyperNetwork
 from nas import Evaluation, FromScratch, Objective, Parameters, Recipe, Screen, SearchSettings, WeightSharing
 from nas.__main__ import main
+from nas.rankings import ranking
 from nas.settings import open_search
-from nas.trust import TrustGate, TrustReport, UntrustedError, ranking, refuse_quick_ranking
+from nas.trust import TrustGate, TrustReport, UntrustedError, refuse_quick_ranking
 from search_spaces import Architecture, MLPSpace
 from supernets import Classification, GeneratedWeights, SharedWeights, Supernet, save
 from trials import Metric, parse_limits
