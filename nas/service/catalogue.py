@@ -112,10 +112,12 @@ class Catalogue:
         for offer in self.settings.offers:
             try:
                 self._refresh(offer, moved=moved)
-            except Exception as error:
-                _logger.exception("cannot load", extra={"fields": {"event": "load_failed", "model": offer.name}})
+            except Exception as error:  # whatever a file or a registry does to us
+                reason = one_line(error)
+                if reason != self._problems.get(offer.name):
+                    _logger.exception("cannot load", extra={"fields": {"event": "load_failed", "model": offer.name}})
                 with self._lock:
-                    self._problems[offer.name] = one_line(error)
+                    self._problems[offer.name] = reason
 
     def _refresh(self, offer: Offer, *, moved: bool) -> None:
         version = _version(offer)

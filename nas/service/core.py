@@ -1,6 +1,7 @@
 """The service without HTTP: what each request comes to."""
 
 import asyncio
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ from supernets.formats import FORMATS
 
 __all__ = ["AT_ONCE", "Service", "summary"]
 
+_logger = logging.getLogger("nas.service")
 _MANY = 500  # trials up to which choosing among them takes a millisecond
 T = TypeVar("T")
 AT_ONCE = 1.0  # seconds of search up to which a request is answered at once
@@ -90,9 +92,12 @@ class Service:
 
     async def _tend(self) -> None:
         while True:
-            await asyncio.to_thread(self.catalogue.refresh)
-            if self.catalogue.ready:
-                await asyncio.to_thread(self.jobs.tend)
+            try:
+                await asyncio.to_thread(self.catalogue.refresh)
+                if self.catalogue.ready:
+                    await asyncio.to_thread(self.jobs.tend)
+            except Exception:  # a full disk, say: it is looked after again
+                _logger.exception("tending", extra={"fields": {"event": "tending_failed"}})
             await asyncio.sleep(self.settings.reload)
 
     def info(self, name: str) -> ModelInfo:
