@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, final
 
 import lightning as L
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from pydantic import BaseModel, ConfigDict
 
 from nas.addresses import Located

@@ -97,7 +97,8 @@ class TrackingLogger(MLFlowLogger):
             return
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        self._monitor = SystemMetricsMonitor(str(self.run_id), resume_logging=True, tracking_uri=self.tracking_uri)
+        make: Any = SystemMetricsMonitor
+        self._monitor = make(str(self.run_id), resume_logging=True, tracking_uri=self.tracking_uri)
         self._monitor.start()
 
     def _log_leaves(self, params: dict[str, Any] | Namespace) -> None:

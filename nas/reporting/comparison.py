@@ -128,10 +128,8 @@ def _ticks(axis: Axis) -> Callable[[float], str]:
 def _fronts(comparison: Comparison, pair: tuple[Panel, Panel], left: float, width: float) -> str:
     sides = list(zip(comparison.summaries, pair, _SIDES, "ab", strict=True))
     measured = [(panel, panel.measured(s.in_state(TrialState.COMPLETE))) for s, panel, _, _ in sides]
-    xs, ys = (
-        [value for panel, found in measured for trial in found if (value := axis(panel).value(trial)) is not None]
-        for axis in (lambda panel: panel.x, lambda panel: panel.y)
-    )
+    xs = [value for panel, found in measured for trial in found if (value := panel.x.value(trial)) is not None]
+    ys = [value for panel, found in measured for trial in found if (value := panel.y.value(trial)) is not None]
     log_x, log_y = pair[0].x.log and min(xs) > 0, pair[0].y.log and min(ys) > 0
     frame = Frame(Scale.over(xs, left, left + width, log=log_x), Scale.over(ys, 440.0, 30.0, log=log_y))
     parts = [

@@ -112,7 +112,7 @@ class Scale:
             share = (value - self.low) / (self.high - self.low)
         return self.start + share * (self.end - self.start)
 
-    def ticks(self, count: int = 5) -> tuple[float, ...]:
+    def ticks(self, count: int = 6) -> tuple[float, ...]:
         """Return about ``count`` round values inside."""
         if self.high == self.low:
             return (self.low,)
