@@ -17,7 +17,7 @@ from benchmarks.neumeta_resnet import make_space
 from search_spaces import Architecture, FactorySpace, SearchSpace
 from supernets import ImplicitWeights
 
-BATCH, ROUNDS = 128, 6
+BATCH, ROUNDS = 128, 3
 
 
 class LeNet(nn.Module):
