@@ -4,6 +4,7 @@ from supernets.attentive import AttentiveRule, parameters_of
 from supernets.calibration import UncalibratedError, calibrate, calibration_batches, uncalibrated
 from supernets.card import card, weights_version
 from supernets.differentiable import DifferentiableRule
+from supernets.diffused import DiffusionWeights
 from supernets.distillation import KL, AlphaDivergence, Distillation, SoftTargets
 from supernets.expected import ExpectedCost, ExpectedParameters
 from supernets.export import Exported, ExportError, export
@@ -37,6 +38,7 @@ __all__ = [
     "ConstantEnding",
     "Cosine",
     "DifferentiableRule",
+    "DiffusionWeights",
     "Distillation",
     "DrNASSampler",
     "Ensemble",

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from hypernets import ChunkedHyperNetwork
 from search_spaces import SearchSpace
 from supernets import (
     AttentiveRule,
     DifferentiableRule,
+    DiffusionWeights,
     GeneratedWeights,
     ImplicitWeights,
     MixtureWeights,
@@ -21,8 +24,16 @@ from supernets import (
     UniformRule,
     WeightSource,
 )
+from tests.supernets.diffusion_file import write
 
 SMALL = partial(ChunkedHyperNetwork, hidden=(4, 8), chunk=64)
+
+
+def diffused(space: SearchSpace, seed: int) -> DiffusionWeights:
+    with TemporaryDirectory() as folder:
+        hypernet, condition = write(space, Path(folder))
+        return DiffusionWeights(space, hypernet=hypernet, condition=condition, seed=seed)
+
 
 SOURCES: Mapping[str, Callable[[SearchSpace, int], WeightSource]] = {  # (space, seed) -> source
     "shared": lambda space, seed: SharedWeights(space, seed=seed),
@@ -34,6 +45,7 @@ SOURCES: Mapping[str, Callable[[SearchSpace, int], WeightSource]] = {  # (space,
     ),
     "templates": lambda space, seed: TemplateWeights(space, seed=seed),
     "templates_of_a_layer": lambda space, seed: TemplateWeights(space, share="layer", seed=seed),
+    "diffused": diffused,
     "generated": lambda space, seed: GeneratedWeights(space, hypernet=SMALL, seed=seed),
 }
 
