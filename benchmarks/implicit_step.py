@@ -72,7 +72,7 @@ def compare(name: str, space: SearchSpace, architecture: Architecture, rounds: i
     pairs = [(seconds(step_plain), seconds(step_implicit)) for _ in range(rounds)]
     ratio = statistics.median(statistics.median(b) / statistics.median(a) for a, b in pairs)
     first, second = (statistics.median(spent for pair in pairs for spent in pair[side]) for side in (0, 1))
-    row = {
+    row: dict[str, object] = {
         "network": name,
         "weights": f"{sum(parameter.numel() for parameter in module.parameters()):,}",
         "plain step": f"{first * 1e3:.1f} ms",

@@ -1,7 +1,8 @@
 """Implicit weights: resampling over coupled channels, sizes that were never candidates, order, teacher, functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import lightning as L
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from hypernets import interpolation, path_length, resample
 from search_spaces import (
+    Candidate,
     ConvNetSpace,
     FactorySpace,
     InvalidArchitectureError,
@@ -54,7 +56,7 @@ def shaken(source: ImplicitWeights, functions: bool = True) -> ImplicitWeights:
     return source
 
 
-def outputs(source: ImplicitWeights, values: dict[str, object] | None = None) -> Tensor:
+def outputs(source: ImplicitWeights, values: Mapping[str, Candidate] | None = None) -> Tensor:
     """What the largest network, or one of these sizes, computes from its own batch statistics."""
     space = source.space
     architecture = space.largest() if values is None else source.sized(values)
@@ -104,7 +106,7 @@ def test_sizes_that_are_no_candidates_run_train_and_can_be_taken_away(
     architecture = supernet.source.sized(
         {"stage1.width": 7, "stage1.depth": 2, "stage1.kernel": 3, "stage1.expansion": 1.5}
     )
-    extracted = supernet.extract(architecture)
+    extracted: Any = supernet.extract(architecture)
     assert extracted.stage1.block1.conv1.out_channels == 11
     inputs = random_inputs(space)
     assert torch.equal(extracted(inputs), supernet.bind(architecture)(inputs))
@@ -120,7 +122,7 @@ def test_sizes_that_are_no_candidates_run_train_and_can_be_taken_away(
         ({"depth": 1, "width": 4}, "no choice 'width'"),
     ],
 )
-def test_other_sizes_are_refused(values: dict[str, object], message: str) -> None:
+def test_other_sizes_are_refused(values: Mapping[str, Candidate], message: str) -> None:
     source = ImplicitWeights(perceptron(), width=4)
     with pytest.raises(InvalidArchitectureError, match=message):
         source.sized(values)
@@ -225,6 +227,7 @@ def test_a_stage_of_progressive_shrinking_sorts_and_teaches(fit: Fit, labelled: 
     )
     fit(supernet, labelled(space), 4)
     source = supernet.source
+    assert isinstance(source, ImplicitWeights)
     assert float(source.distance(space.largest(), source(space.largest())).detach()) < 0.1
     assert source.penalty(space.smallest(), source(space.smallest())) is not None
 
@@ -233,7 +236,7 @@ def test_a_stage_of_progressive_shrinking_sorts_and_teaches(fit: Fit, labelled: 
 
 
 @pytest.mark.parametrize("kind", ["learned", "none"])
-def test_the_distance_is_the_relative_error_to_the_resampled_teacher(kind: str) -> None:
+def test_the_distance_is_the_relative_error_to_the_resampled_teacher(kind: Literal["learned", "none"]) -> None:
     source = shaken(ImplicitWeights(perceptron(), width=4, residual=kind, reconstruction=0.5))
     architecture = source.sized({"depth": 1, "layer1.width": 5})
     assert source.penalty(architecture, source(architecture)) is None
@@ -258,7 +261,9 @@ def test_the_distance_is_the_relative_error_to_the_resampled_teacher(kind: str) 
         for name, value in wanted.items()
     ]
     assert float(source.distance(architecture, tensors)) == pytest.approx(sum(errors) / 4, rel=1e-4)
-    assert float(source.penalty(architecture, tensors)) == pytest.approx(sum(errors) / 8, rel=1e-4)
+    penalty = source.penalty(architecture, tensors)
+    assert penalty is not None
+    assert float(penalty) == pytest.approx(sum(errors) / 8, rel=1e-4)
 
 
 def test_functions_alone_learn_the_resampled_teacher_at_all_sizes() -> None:
@@ -271,7 +276,7 @@ def test_functions_alone_learn_the_resampled_teacher_at_all_sizes() -> None:
         architecture = source.space.sample(generator)
         error = source.distance(architecture, source(architecture))
         optimizer.zero_grad()
-        error.backward()
+        error.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         errors.append(float(error.detach()))
     assert sum(errors[-10:]) < 0.25 * sum(errors[:10])
