@@ -35,6 +35,7 @@ __all__ = [
     "read_provenance",
     "save_hypernetwork",
     "save_weights",
+    "written",
 ]
 
 FORMAT_VERSION = 1
@@ -177,7 +178,7 @@ def save_weights(
         "format_version": FORMAT_VERSION,
         "hypernetwork": digest(hypernet),
         "target": hypernet.target.fingerprint,
-        "condition": {name: _written(value.detach()[0]) for name, value in values.items()},
+        "condition": {name: written(value.detach()[0]) for name, value in values.items()},
         "seed": seed,
         "evaluation": dict(evaluation or {}),
     }
@@ -201,8 +202,8 @@ def save_weights(
     return provenance
 
 
-def _written(value: Tensor) -> Any:
-    """A value of a condition as JSON; a data set by its shape and digest."""
+def written(value: Tensor) -> Any:
+    """Return a value of a condition, without K, as JSON; a data set by its shape and digest."""
     if value.dim() < 2:
         return value.tolist()
     return {"shape": list(value.shape), "sha256": hashlib.sha256(_bytes(value)).hexdigest()}

@@ -1,12 +1,8 @@
-"""Weights on request: from a trained hypernetwork for a condition, or from a generated supernet for sizes."""
+"""Weights on request: from a hypernetwork for a condition, from a generated supernet for sizes, and what opens all."""
 
 import json
-import os
-import tempfile
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -19,87 +15,18 @@ from hypernets import Examples, save_weights
 from hypernets.fields import Field
 from nas.addresses import Located
 from nas.conditioned import ConditionedNetwork
+from nas.dataset_maker import DatasetMaker
 from nas.hypernetworks import CARD_FILE, load_conditioned
+from nas.making import Generation, GenerationError, Request, WeightMaker, refuse_sampling, replace_file
 from nas.objectives import WeightSharing, prepare
+from nas.samplers import is_sampler, load_sampler
 from nas.trainer import data_of, open_supernet
 from search_spaces import Architecture, InvalidArchitectureError
 from supernets import Supernet, read_card, weights_version
 
-__all__ = ["Generation", "GenerationError", "Request", "WeightMaker", "open_weight_maker"]
+__all__ = ["ConditionMaker", "SizeMaker", "open_weight_maker"]
 
 _FORMAT_VERSION = 1
-
-
-class GenerationError(ValueError):
-    """A request names fields that are missing, unknown or out of range.
-
-    Attributes:
-        fields: their names.
-    """
-
-    def __init__(self, message: str, fields: Sequence[str]) -> None:
-        super().__init__(message)
-        self.fields = tuple(fields)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What weights are asked for.
-
-    Attributes:
-        condition: field -> number or list of numbers, for a hypernetwork over conditions.
-        size: choice -> candidate, for a supernet with generated weights, or any size that they have
-            (``WeightSource.sized``); a name such as ``width`` stands for every choice that ends in ``.width``. Choices
-            left out are at their largest.
-        seed: of generators that draw.
-    """
-
-    condition: Mapping[str, Any] = field(default_factory=dict)
-    size: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What was written.
-
-    Attributes:
-        path: safetensors; ``hypernets.read_provenance`` reads the provenance back.
-        provenance: ``hypernetwork`` digest, ``condition``, ``seed``, ``evaluation`` and what else identifies it.
-    """
-
-    path: Path
-    provenance: Mapping[str, Any]
-
-
-class WeightMaker(ABC):
-    """Makes weights of one trained model. Only read after construction, so threads may share it."""
-
-    @property
-    @abstractmethod
-    def fields(self) -> Mapping[str, str]:
-        """Name -> values that may be asked for, for people."""
-
-    @abstractmethod
-    def check(self, request: Request) -> None:
-        """Refuse a request that cannot be answered.
-
-        Raises:
-            GenerationError: names the fields.
-        """
-
-    @abstractmethod
-    def write(self, request: Request, path: str | Path, *, evaluate: bool = True) -> Generation:
-        """Generate into a safetensors file, all or nothing. Equal requests give equal bytes.
-
-        Args:
-            request: what is asked for.
-            path: of the file.
-            evaluate: score the weights on the validation and test splits first, where the data is known.
-
-        Raises:
-            GenerationError: see :meth:`check`; nothing has been written.
-        """
 
 
 def open_weight_maker(
@@ -109,13 +36,16 @@ def open_weight_maker(
 
     Args:
         located: a folder that `nas fit` saved for a hypernetwork, or a supernet whose weights are generated.
-        data: evaluated on; what the files describe when left out.
+        data: evaluated on; what the files describe when left out. A hypernetwork that samples for data sets takes this
+            one as its condition.
         trust: packages of the user's own that the files may name.
 
     Raises:
         CheckpointError: the files cannot be read.
         GenerationError: the supernet stores its weights.
     """
+    if is_sampler(located.path):
+        return DatasetMaker(load_sampler(located.path, trust=trust), data)
     if located.path.is_dir() and (located.path / CARD_FILE).exists():
         saved = load_conditioned(located.path, trust=trust)
         if data is None and saved.data is not None:
@@ -160,6 +90,7 @@ class ConditionMaker(WeightMaker):
     def _read(self, request: Request) -> dict[str, Tensor]:
         """The values of a request, ``(1, *shape)`` each."""
         known = self.network.generator.conditions
+        refuse_sampling(request)
         if request.size:
             raise GenerationError(
                 f"this hypernetwork takes conditions, not sizes ({list(request.size)}); its fields are {list(known)}",
@@ -224,6 +155,7 @@ class SizeMaker(WeightMaker):
             GenerationError: names the choices that are unknown or have no such candidate.
         """
         space, source = self.supernet.space, self.supernet.source
+        refuse_sampling(request)
         if request.condition:
             raise GenerationError(
                 f"this supernet takes sizes, not conditions ({list(request.condition)}); its choices are "
@@ -274,7 +206,7 @@ class SizeMaker(WeightMaker):
             "evaluation": evaluation,
         }
         tensors = {name: value.detach().cpu().contiguous() for name, value in _once(module.state_dict()).items()}
-        _replace(Path(path), save(tensors, metadata={"generated": json.dumps(provenance, sort_keys=True)}))
+        replace_file(Path(path), save(tensors, metadata={"generated": json.dumps(provenance, sort_keys=True)}))
         return Generation(Path(path), provenance)
 
 
@@ -301,16 +233,3 @@ def _value(found: Field, given: Any, name: str, like: Tensor) -> Tensor:
 def _once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a module, none sharing memory with another."""
     return {name: value.clone() for name, value in state.items()}
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

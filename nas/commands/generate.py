@@ -11,7 +11,9 @@ from nas.commands.boundary import UsageError
 from nas.commands.sample import data_from
 from nas.commands.silence import silenced
 from nas.commands.tables import table
-from nas.generation import Request, open_weight_maker
+from nas.dataset_maker import DatasetMaker
+from nas.generation import open_weight_maker
+from nas.making import Request
 
 __all__ = ["generate", "pairs"]
 
@@ -25,21 +27,26 @@ def generate(
     size: str | None = None,
     out: str = "generated.safetensors",
     data: str | None = None,
+    examples: int | None = None,
+    count: int | None = None,
     unscored: bool = False,
     overwrite: bool = False,
     trust: list[str] | str = [],  # noqa: B006 - only read
     seed: int = 0,
 ) -> None:
-    """Generate weights for a condition or a size, as one safetensors file with its provenance inside.
+    """Generate weights for a condition, a size or a data set, as one safetensors file with its provenance inside.
 
     Args:
-        model: models:/NAME@alias or a folder that `nas fit` saved: a hypernetwork, or a supernet whose weights are
-            generated.
+        model: models:/NAME@alias or a folder that `nas fit` saved: a hypernetwork over conditions or data sets, or a
+            supernet whose weights are generated.
         condition: values of every field of a hypernetwork, e.g. noise=0.3,decay=1e-4; vectors as code=[0.1,0.9].
         size: choices of a supernet, e.g. stage1.width=24,depth=2; width=24 is every choice called width or ending in
             .width, and what is left out is at its largest.
         out: file to write.
-        data: YAML file with a `data` section, for models that do not name their data.
+        data: YAML file with a `data` section: the data set that weights are sampled for, or, for other models, what
+            they are evaluated on.
+        examples: of each class of a data set, from its training split, that the hypernetwork sees; 5 when left out.
+        count: networks to sample for a data set, of which the best on its validation split is written.
         unscored: leave out the scores of the validation and test splits.
         overwrite: replace the file.
         trust: a package of your own that the model may name, or a list of them.
@@ -52,12 +59,15 @@ def generate(
     path = Path(out)
     if path.exists() and (path.is_dir() or not overwrite):
         raise UsageError(f"--out {out} exists; give another file, or --overwrite")
-    if (condition is None) == (size is None):
-        raise UsageError("nas generate needs either --condition NAME=VALUE or --size CHOICE=VALUE")
-    request = Request(pairs(condition, "condition"), pairs(size, "size"), seed)
+    wanted = "either --condition NAME=VALUE or --size CHOICE=VALUE"
+    if condition is not None and size is not None:
+        raise UsageError(f"nas generate needs {wanted}, not both")
+    request = Request(pairs(condition, "condition"), pairs(size, "size"), seed, examples, count)
     with silenced():
         names = [trust] if isinstance(trust, str) else trust
         maker = open_weight_maker(locate(model), data=data_from(data), trust=names)
+        if condition is None and size is None and not isinstance(maker, DatasetMaker):
+            raise UsageError(f"nas generate needs {wanted} for {model}")
         made = maker.write(request, path, evaluate=not unscored)
     print(f"\n{table(['generated', ''], _rows(made.provenance))}\n")
     print(f"wrote {made.path} ({made.path.stat().st_size:,} bytes); hypernets.read_provenance reads the table above")

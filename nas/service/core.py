@@ -9,7 +9,7 @@ from typing import TypeVar, final
 
 import torch
 
-from nas.generation import GenerationError, Request
+from nas.making import GenerationError, Request
 from nas.service.cache import Opened, WeightCache
 from nas.service.catalogue import Catalogue
 from nas.service.identity import architecture_of, split

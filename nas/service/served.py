@@ -16,9 +16,10 @@ from nas.addresses import Located
 from nas.commands.limits import costs_for
 from nas.commands.sample import data_from
 from nas.evaluation import Evaluate, Job, Screen
-from nas.generation import SizeMaker, WeightMaker, open_weight_maker
+from nas.generation import SizeMaker, open_weight_maker
 from nas.hypernetworks import CARD_FILE
 from nas.known import Known, known_trials
+from nas.making import WeightMaker
 from nas.objectives import WeightSharing
 from nas.quick import measured
 from nas.sampling import reach

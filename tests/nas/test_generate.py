@@ -252,3 +252,14 @@ def test_an_interrupted_fit_of_a_hypernetwork_goes_on_from_its_checkpoint(
     output = capsys.readouterr()
     assert "34/34 steps" in output.err
     assert "saved to runs/small/fit-2/hypernetwork" in output.out
+
+
+def test_examples_and_counts_are_for_data_sets(tmp_path: Path) -> None:
+    for maker, asked in (
+        (ConditionMaker(conditioned(), None), Request({"noise": 1.0}, examples=3)),
+        (SizeMaker(generated(), Data()), Request(size={"width": 4}, count=2)),
+    ):
+        with pytest.raises(
+            GenerationError, match=r"(examples|count) are for hypernetworks that sample weights for a data"
+        ):
+            maker.write(asked, tmp_path / "w")
