@@ -9,6 +9,15 @@ import pytest
 import torch
 from hypothesis import settings
 
+
+def forget() -> None:
+    """Remove settings from the environment for good: the user's, and the address that Lightning's logger leaves."""
+    for variable in [name for name in os.environ if name.startswith(("MLFLOW_", "NAS_", "OPTUNA_"))]:
+        if variable != "MLFLOW_DISABLE_TELEMETRY":
+            del os.environ[variable]
+
+
+forget()
 # MLflow and the Hugging Face libraries read these when a test module imports them.
 CACHES = tempfile.TemporaryDirectory(prefix="weightloom-tests-")
 os.environ |= {
@@ -25,13 +34,11 @@ settings.load_profile("repeatable")
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """No setting of the user reaches a test, none reaches the next test, and nobody's caches are written."""
-    for variable in [name for name in os.environ if name.startswith(("MLFLOW_", "NAS_", "OPTUNA_"))]:
-        monkeypatch.delenv(variable)
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    forget()
     caches = tmp_path_factory.mktemp("caches")
     monkeypatch.setenv("HF_HOME", str(caches / "huggingface"))
     yield caches
-    os.environ.pop("MLFLOW_TRACKING_URI", None)  # Lightning's logger leaves it behind
+    forget()
 
 
 @pytest.fixture(autouse=True)
