@@ -33,6 +33,7 @@ _HOMES = {
     "nas.standalone": ("Recipe",),
     "nas.tabular": ("TabularObjective",),
     "nas.trust": ("TrustGate", "UntrustedError"),
+    "nas.zoo_diffusion": ("ZooDiffusion",),
 }
 _LATER = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -18,9 +18,11 @@ from nas.commands.silence import silenced
 from nas.conditioned import ConditionedNetwork
 from nas.hypernetworks import publish_conditioned
 from nas.publishing import new_run_folder, publish
+from nas.samplers import publish_sampler
 from nas.search import SearchResult
 from nas.settings import SearchSettings
 from nas.trainer import NASTrainer
+from nas.zoo_diffusion import ZooDiffusion
 from supernets import CheckpointMismatchError, Supernet, load_weights, read_card
 from trials import TrackingUnavailableError, tracking_uri
 
@@ -172,6 +174,8 @@ class NASCLI(LightningCLI):
                 "config": text,
             }
         if subcommand == "fit":
+            if isinstance(self.model, ZooDiffusion):  # its batches are tasks of the zoo
+                self.model.learn_from(given.pop("datamodule"))
             return {**given, **self._resumption(given.get("ckpt_path"))}
         located = locate(given["ckpt_path"])
         from nas.trainer import open_supernet
@@ -185,7 +189,7 @@ class NASCLI(LightningCLI):
         if checkpoint is None:
             return {}
         path = locate(checkpoint).path
-        if isinstance(self.model, ConditionedNetwork) and path.is_file():
+        if isinstance(self.model, ConditionedNetwork | ZooDiffusion) and path.is_file():
             return {"ckpt_path": str(path), "weights_only": True}
         if path.is_dir():
             if not isinstance(self.model, Supernet):
@@ -227,6 +231,10 @@ class NASCLI(LightningCLI):
         if isinstance(self.model, ConditionedNetwork):
             publish_conditioned(
                 self.model, self.datamodule, self.folder, study=self.settings.study, logger=self.trainer.logger
+            )
+        if isinstance(self.model, ZooDiffusion):
+            publish_sampler(
+                self.model.sampler, self.datamodule, self.folder, study=self.settings.study, logger=self.trainer.logger
             )
         if isinstance(self.model, Supernet):
             publish(

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 
-from hypernets import HyperNetworkFileError, digest, save_hypernetwork
+from hypernets import HyperNetwork, HyperNetworkFileError, digest, save_hypernetwork
 from hypernets import load as load_hypernetwork
 from nas.conditioned import ConditionedNetwork
 from nas.publishing import CHAMPION
@@ -17,7 +17,14 @@ from search_spaces import construct, describe
 from supernets import CheckpointError, trusted
 from trials import Tracker, TrackingUnavailableError, write_atomically
 
-__all__ = ["CARD_FILE", "SavedNetwork", "load_conditioned", "publish_conditioned", "save_conditioned"]
+__all__ = [
+    "CARD_FILE",
+    "SavedNetwork",
+    "load_conditioned",
+    "publish_conditioned",
+    "register_hypernetwork",
+    "save_conditioned",
+]
 
 CARD_FILE = "hypernetwork.json"
 WEIGHTS_FILE = "hypernet.safetensors"
@@ -120,26 +127,43 @@ def publish_conditioned(
         study: names the registered model, ``<study>-hypernetwork``.
         logger: of the trainer; a run of ours is where the model belongs.
     """
-    from trials.logger import TrackingLogger
-
     saved = save_conditioned(network, folder / "hypernetwork", data=data)
-    stored = sum(parameter.numel() for parameter in network.generator.parameters())
-    print(f"[fit] hypernetwork of {stored:,} numbers for {network.generator.target.numel:,} weights saved to {saved}")
-    address = str(saved)
-    if isinstance(logger, TrackingLogger):
-        name = f"{study}-hypernetwork"
-        tags = {"nas.kind": "hypernetwork", "nas.hypernetwork": digest(network.generator)}
-        try:
-            version = Tracker(logger.tracking_uri, study).register_folder(
-                saved, name, alias=CHAMPION, tags=tags, run_id=logger.run_id, kind="hypernetwork"
-            )
-            address = f"models:/{name}@{CHAMPION}"
-            print(f"[fit] registered as models:/{name}/{version}, which is {address} now")
-        except TrackingUnavailableError as error:
-            print(f"warning: not registered in MLflow, but nothing is lost: {error}", file=sys.stderr)
+    address = register_hypernetwork(network.generator, saved, study=study, logger=logger)
     drawn = {name: value[0].tolist() for name, value in network.evaluated().items()}
     condition = ",".join(f"{name}={_short(value)}" for name, value in drawn.items())
     print(f"\nNext:\n  nas generate {address} --condition {condition} --out generated.safetensors")
+
+
+def register_hypernetwork(generator: HyperNetwork, saved: Path, *, study: str, logger: Any) -> str:
+    """Register saved files in MLflow if the run is tracked there, and say so; MLflow being away costs a warning.
+
+    Args:
+        generator: that was saved.
+        saved: folder.
+        study: names the registered model, ``<study>-hypernetwork``.
+        logger: of the trainer; a run of ours is where the model belongs.
+
+    Returns:
+        The address to use it by.
+    """
+    from trials.logger import TrackingLogger
+
+    stored = sum(parameter.numel() for parameter in generator.parameters())
+    print(f"[fit] hypernetwork of {stored:,} numbers for {generator.target.numel:,} weights saved to {saved}")
+    if not isinstance(logger, TrackingLogger):
+        return str(saved)
+    name = f"{study}-hypernetwork"
+    tags = {"nas.kind": "hypernetwork", "nas.hypernetwork": digest(generator)}
+    try:
+        version = Tracker(logger.tracking_uri, study).register_folder(
+            saved, name, alias=CHAMPION, tags=tags, run_id=logger.run_id, kind="hypernetwork"
+        )
+    except TrackingUnavailableError as error:
+        print(f"warning: not registered in MLflow, but nothing is lost: {error}", file=sys.stderr)
+        return str(saved)
+    address = f"models:/{name}@{CHAMPION}"
+    print(f"[fit] registered as models:/{name}/{version}, which is {address} now")
+    return address
 
 
 def _short(value: Any) -> str:

@@ -14,12 +14,20 @@ from torch.nn import functional as F
 from hypernets import HyperNetworkFileError, LabelledExamples, Target, digest, save_hypernetwork
 from hypernets import load as load_hypernetwork
 from hypernets.diffusion import DiffusionHyperNetwork
-from nas.hypernetworks import CARD_FILE, WEIGHTS_FILE
+from nas.hypernetworks import CARD_FILE, WEIGHTS_FILE, register_hypernetwork
 from search_spaces import Architecture, SearchSpace, construct, describe
 from supernets import CheckpointError, trusted
 from trials import write_atomically
 
-__all__ = ["DatasetSampler", "draw_examples", "features_of", "is_sampler", "load_sampler", "save_sampler"]
+__all__ = [
+    "DatasetSampler",
+    "draw_examples",
+    "features_of",
+    "is_sampler",
+    "load_sampler",
+    "publish_sampler",
+    "save_sampler",
+]
 
 FORMAT_VERSION = 1
 _KIND = "sampler"
@@ -179,3 +187,20 @@ def _made(model: Mapping[str, Any], generator: DiffusionHyperNetwork, trust: Seq
         (channels, height, width),
         model["resolution"],
     )
+
+
+def publish_sampler(
+    sampler: DatasetSampler, data: L.LightningDataModule, folder: Path, *, study: str, logger: Any
+) -> None:
+    """Save a trained sampler, register it in MLflow if the run is tracked there, and say what comes next.
+
+    Args:
+        sampler: trained.
+        data: see :func:`save_sampler`.
+        folder: of the run.
+        study: names the registered model, ``<study>-hypernetwork``.
+        logger: of the trainer.
+    """
+    saved = save_sampler(sampler, folder / "hypernetwork", data=data)
+    address = register_hypernetwork(sampler.generator, saved, study=study, logger=logger)
+    print(f"\nNext:\n  nas generate {address} --data data.yaml --count 20 --out sampled.safetensors")

@@ -12,6 +12,7 @@ from nas.cli import NASParser
 from nas.conditioned import ConditionedNetwork
 from nas.settings import SearchSettings
 from nas.trainer import NASTrainer
+from nas.zoo_diffusion import ZooDiffusion
 from search_spaces import construct, describe
 from supernets import Supernet
 
@@ -34,14 +35,16 @@ def test_it_builds_and_can_be_described(path: Path) -> None:
     parser, config = parsed(path)
     del config["trainer"]
     made = parser.instantiate(config)
-    parts = [made.model.task]
+    parts: list[Any] = []
     if isinstance(made.model, ConditionedNetwork):
-        parts += made.model.conditions.values()
+        parts += [made.model.task, *made.model.conditions.values()]
+    elif isinstance(made.model, ZooDiffusion):
+        parts += [made.model.space]
     else:
         assert isinstance(made.model, Supernet)
         space = made.model.space
         assert space.contains(space.sample(torch.Generator().manual_seed(0)))
-        parts += [space, made.model.rule]
+        parts += [made.model.task, space, made.model.rule]
     for part in parts:
         assert describe(construct(describe(part))) == describe(part)
     assert describe(made.data)["init_args"]

@@ -7,7 +7,7 @@ from hypernets.diffusion.contrast import ContrastiveAlignment
 from hypernets.diffusion.denoising import Denoising
 from hypernets.diffusion.generator import DiffusionHyperNetwork
 from hypernets.diffusion.priors import FlowMatching, Prior
-from hypernets.diffusion.training import fit_diffusion
+from hypernets.diffusion.training import LatentObjective, fit_diffusion
 from hypernets.diffusion.vae import VAECodec
 from hypernets.diffusion.zoo import ModelZoo, ZooFileError, load_zoo
 
@@ -18,6 +18,7 @@ __all__ = [
     "Denoising",
     "DiffusionHyperNetwork",
     "FlowMatching",
+    "LatentObjective",
     "ModelZoo",
     "PCACodec",
     "Prior",
