@@ -76,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait cost 4 x on a busy machine
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # or creating a database takes twenty lines
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     return guarded(lambda: _run(sys.argv[1:] if arguments is None else arguments))
 
 
