@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-import torchmetrics
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
@@ -18,8 +17,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._pytree import tree_map
 
 from search_spaces import Architecture, RelaxedArchitecture, SearchSpace, describe, fill
-from supernets.calibration import calibrate, calibration_batches, norms
+from supernets.anchors import Anchors
+from supernets.calibration import calibrate, calibration_batches
 from supernets.card import card
+from supernets.decay import parameter_groups
 from supernets.held_out import HeldOut
 from supernets.mismatch import check_data, explained
 from supernets.rules import SamplingRule, SandwichRule, Slot
@@ -28,8 +29,6 @@ from supernets.tasks import Task
 from supernets.weights import SharedWeights, WeightSource
 
 __all__ = ["Supernet"]
-
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def _adamw(parameters: Iterable[Any]) -> torch.optim.Optimizer:
@@ -97,7 +96,7 @@ class Supernet(L.LightningModule):
         self.calibration = calibration
         self.seed = seed
         self._held_out: HeldOut | None = None
-        self._anchors: dict[str, tuple[nn.Module, torchmetrics.MetricCollection]] = {}
+        self._anchors = Anchors({}, task, self.device)
         self.save_hyperparameters(self.tree())
 
     def tree(self) -> dict[str, Any]:
@@ -320,17 +319,7 @@ class Supernet(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make the optimiser and the schedule."""
-        exempt = set()
-        if not self.decay_norms:
-            for layer in self.source.modules():
-                for leaf, parameter in layer._parameters.items():
-                    spared = leaf == "bias" or isinstance(layer, _NORMS) or leaf in getattr(layer, "undecayed", ())
-                    if spared and parameter is not None:
-                        exempt.add(parameter)
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.source.parameters() if p not in exempt]}]
-        if exempt:
-            groups.append({"params": [p for p in self.source.parameters() if p in exempt], "weight_decay": 0.0})
-        optimizer = self.optimizer(groups)
+        optimizer = self.optimizer(parameter_groups(self.source, decay_norms=self.decay_norms))
         schedule, total = self.schedule, float(self.trainer.estimated_stepping_batches)
         if schedule is not None and not math.isfinite(total):
             raise ValueError(
@@ -366,13 +355,11 @@ class Supernet(L.LightningModule):
             )
         if not self.trainer.training and not self.trainer.sanity_checking:
             data.setup("fit")
-        self._anchors = {
-            name: (self.bind(architecture), self.task.metrics().to(self.device))
-            for name, architecture in self.anchors().items()
-        }
-        if any(norms(module) for module, _ in self._anchors.values()):
+        modules = {name: self.bind(architecture) for name, architecture in self.anchors().items()}
+        self._anchors = Anchors(modules, self.task, self.device)
+        if self._anchors.normalise:
             batches = [self._moved(batch) for batch in calibration_batches(data, self.calibration)]
-            for module, _ in self._anchors.values():
+            for module in modules.values():
                 self.calibrated(module, batches)
 
     def _moved(self, batch: Any) -> Any:
@@ -380,16 +367,11 @@ class Supernet(L.LightningModule):
         moved = self.transfer_batch_to_device(batch, self.device, 0)
         return self.trainer.precision_plugin.convert_input(moved)
 
-    def _score_anchors(self, batch: Any) -> None:
-        for module, metrics in self._anchors.values():
-            self.task.update(metrics, module(*self.task.inputs(batch)), batch)
-
     def _log_anchors(self, stage: str) -> None:
-        for name, (_, metrics) in self._anchors.items():
-            self.log_dict({f"{stage}/{name}/{key}": value for key, value in metrics.compute().items()})
+        self.log_dict({f"{stage}/{key}": value for key, value in self._anchors.compute().items()})
         self.log_dict({f"{stage}/source/{key}": value for key, value in self.source.diagnostics().items()})
         self.log_dict({f"{stage}/rule/{key}": value for key, value in self.rule.diagnostics().items()})
-        self._anchors = {}
+        self._anchors = Anchors({}, self.task, self.device)
 
     def on_validation_epoch_start(self) -> None:
         """Bind and calibrate the anchors."""
@@ -397,7 +379,7 @@ class Supernet(L.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Score the anchors."""
-        self._score_anchors(batch)
+        self._anchors.update(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the anchors' metrics."""
@@ -409,7 +391,7 @@ class Supernet(L.LightningModule):
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Score the anchors."""
-        self._score_anchors(batch)
+        self._anchors.update(batch)
 
     def on_test_epoch_end(self) -> None:
         """Log the anchors' metrics."""
