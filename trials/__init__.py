@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from trials.logger import TrackingLogger
     from trials.mirror import Mirror, MirrorReport, mirror_study
     from trials.store import StoreUnavailableError, StudyNotFoundError, TrialStore
-    from trials.tracking import ModelNotFoundError, ResolvedModel, Tracker, TrackingUnavailableError, tracking_uri
+    from trials.tracking import ModelNotFoundError, ResolvedModel, Tracker
+    from trials.tracking_address import TrackingUnavailableError, tracking_uri
 
 __all__ = [
     "Candidate",
@@ -66,10 +67,10 @@ _LATER = {
     "StudyNotFoundError": "trials.store",
     "Tracker": "trials.tracking",
     "TrackingLogger": "trials.logger",
-    "TrackingUnavailableError": "trials.tracking",
+    "TrackingUnavailableError": "trials.tracking_address",
     "TrialStore": "trials.store",
     "mirror_study": "trials.mirror",
-    "tracking_uri": "trials.tracking",
+    "tracking_uri": "trials.tracking_address",
 }
 
 

@@ -11,8 +11,9 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from trials.tracking import Tracker, artifact_location, check_tracking, is_mlflow_trouble, log_new_params
-from trials.tracking import tracking_uri as absolute_uri
+from trials.tracking import Tracker, is_mlflow_trouble, log_new_params
+from trials.tracking_address import artifact_location, check_tracking
+from trials.tracking_address import tracking_uri as absolute_uri
 
 __all__ = ["TrackingLogger"]
 

@@ -25,7 +25,8 @@ from typing import IO, Self
 
 from trials.record import StudyRecord
 from trials.store import TrialStore
-from trials.tracking import Tracker, TrackingUnavailableError
+from trials.tracking import Tracker
+from trials.tracking_address import TrackingUnavailableError
 from trials.worker import Worker
 
 __all__ = ["Mirror", "MirrorReport", "mirror_study"]

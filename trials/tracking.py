@@ -11,17 +11,21 @@ import json
 import math
 import os
 import re
-import sqlite3
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from trials.tracking_address import (
+    TrackingUnavailableError,
+    artifact_location,
+    check_tracking,
+    tracking_uri,
+    unavailable,
+)
 from trials.urls import redact
 
 __all__ = [
@@ -30,25 +34,16 @@ __all__ = [
     "ResolvedModel",
     "TrackedRun",
     "Tracker",
-    "TrackingUnavailableError",
-    "artifact_location",
-    "check_tracking",
     "is_mlflow_trouble",
     "log_new_params",
     "tracking_name",
-    "tracking_uri",
 ]
 
 _BATCH = 100
 _LONGEST_PARAM = 6000
 _LONGEST_TAG = 5000
-_PROBE_TIMEOUT_S = 5.0
 _FORBIDDEN = re.compile(r"[^\w./ -]")
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
-
-
-class TrackingUnavailableError(RuntimeError):
-    """MLflow is absent, unreachable or not writable."""
 
 
 class ModelNotFoundError(LookupError):
@@ -93,29 +88,6 @@ class ResolvedModel:
     run_id: str | None
 
 
-def tracking_uri(uri: str | None = None) -> str:
-    """Return an absolute tracking address.
-
-    Args:
-        uri: An address, ``None`` for ``MLFLOW_TRACKING_URI`` or, without it, ``mlflow.db`` in the working directory.
-
-    Returns:
-        The address; the path of a sqlite address is made absolute, so that it means the same in every process.
-    """
-    chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    if not chosen.startswith("sqlite:///"):
-        return chosen
-    return f"sqlite:///{Path(chosen.removeprefix('sqlite:///')).absolute()}"
-
-
-def artifact_location(uri: str, experiment: str) -> str | None:
-    """Return where the artifacts of a new experiment go: beside the database, or where a server decides."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    folder = Path(tracking_uri(uri).removeprefix("sqlite:///")).parent / "mlartifacts"
-    return (folder / re.sub(r"[^\w.-]", "_", experiment)).as_uri()
-
-
 def tracking_name(name: str) -> str:
     """Return a metric, parameter or tag name with what MLflow does not accept replaced by underscores."""
     return _FORBIDDEN.sub("_", name)
@@ -138,43 +110,11 @@ def log_new_params(client: Any, run_id: str, params: Mapping[str, str]) -> None:
         client.log_batch(run_id, params=fresh[start : start + _BATCH])
 
 
-def check_tracking(uri: str) -> None:
-    """Find out within seconds whether MLflow can be written, where its client would retry for minutes.
-
-    Raises:
-        TrackingUnavailableError: With the address, the reason and the way out.
-    """
-    try:
-        if uri.startswith("sqlite:///"):
-            path = Path(uri.removeprefix("sqlite:///"))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(path, timeout=_PROBE_TIMEOUT_S)) as database:
-                database.execute("BEGIN IMMEDIATE")
-                database.execute("CREATE TABLE IF NOT EXISTS weightloom_probe (id INTEGER)")
-                database.rollback()
-        elif uri.startswith(("http://", "https://")):
-            with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=_PROBE_TIMEOUT_S):
-                return
-    except urllib.error.HTTPError:
-        return  # somebody answers; what it thinks of us is for the client to find out
-    except (OSError, sqlite3.Error) as error:
-        raise _unavailable(uri, error) from error
-
-
-def _unavailable(uri: str, error: BaseException) -> TrackingUnavailableError:
-    lines = str(error).strip().splitlines()
-    reason = lines[0] if lines else type(error).__name__
-    return TrackingUnavailableError(
-        f"MLflow must be reachable and writable at {redact(uri)}, it is not ({reason}); "
-        "check the address, the permissions and, for a server, that it runs"
-    )
-
-
 class Tracker:
     """One experiment of one MLflow.
 
     Args:
-        uri: Tracking address, see :func:`tracking_uri`.
+        uri: Tracking address, see :func:`trials.tracking_uri`.
         experiment: Name of the experiment, created when it is needed with its artifacts beside the database.
 
     Raises:
@@ -482,7 +422,7 @@ class Tracker:
         except Exception as error:
             if not is_mlflow_trouble(error):
                 raise
-            raise _unavailable(self.uri, error) from error
+            raise unavailable(self.uri, error) from error
 
 
 def is_mlflow_trouble(error: Exception) -> bool:

@@ -10,7 +10,8 @@ import torch
 from mlflow import MlflowClient
 
 from trials import ModelNotFoundError, Tracker, TrackingLogger, TrackingUnavailableError, tracking_uri
-from trials.tracking import artifact_location, check_tracking, tracking_name
+from trials.tracking import tracking_name
+from trials.tracking_address import artifact_location, check_tracking
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of MLflow, Lightning and their layers are theirs
 
