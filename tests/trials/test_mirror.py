@@ -183,7 +183,7 @@ def test_a_killed_search_leaves_no_running_run_and_is_continued(url, uri, tmp_pa
         [sys.executable, "-c", SEARCH, url, str(tmp_path), uri], env=environment, stdout=subprocess.PIPE, text=True
     )
     follower = int(search.stdout.readline())
-    until(lambda: ("RUNNING", "RUNNING") in states(uri))
+    until(lambda: states(uri) == [("FINISHED", "COMPLETE"), ("RUNNING", "RUNNING")])
     os.kill(search.pid, signal.SIGKILL)
     search.communicate()
     until(lambda: not os.path.exists(f"/proc/{follower}"))
