@@ -28,7 +28,7 @@ FENCES: Mapping[str, tuple[str, ...]] = {
         "nas/scoring.py",
         "nas/mlflow_model.py",
     ),
-    "optuna": ("trials/ledger.py", "nas/controllers/optuna.py"),
+    "optuna": ("trials/entries.py", "trials/ledger.py", "trials/storages.py", "nas/controllers/optuna.py"),
     "nni": ("nas/controllers/nni*.py",),
     "fastapi": ("nas/service/*.py",),
     "uvicorn": ("nas/service/*.py",),

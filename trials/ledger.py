@@ -12,20 +12,19 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
-from optuna.storages import BaseStorage, JournalStorage, get_storage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as RowState
+from optuna.trial import create_trial
 
 from trials.claims import Row, Void
-from trials.files import JournalLock
+from trials.entries import Entry, entries_of
+from trials.storages import StoreUnavailableError, open_storage, reaching
 from trials.study import StudyMismatchError, StudySpec
 from trials.trial import FORMAT_VERSION, Outcome, Trial, TrialState
 from trials.urls import redact
@@ -41,10 +40,6 @@ _ROW_STATES = {
 }
 
 
-class StoreUnavailableError(RuntimeError):
-    """The storage of a study cannot be opened."""
-
-
 class StudyNotFoundError(LookupError):
     """The storage holds no study of that name."""
 
@@ -53,21 +48,21 @@ class Ledger:
     """Rows of one study: appended, closed once, never changed afterwards.
 
     Args:
-        url: Path of a journal file, or a database URL.
+        url: Address of the storage, see ``open_storage``.
         spec: The question of the study; created when missing, compared when there.
 
     Raises:
-        StoreUnavailableError: If the storage cannot be opened.
+        StoreUnavailableError: If the storage cannot be opened. Every method raises it once the storage is away.
         StudyMismatchError: If the study exists and asks another question.
     """
 
     def __init__(self, url: str, spec: StudySpec) -> None:
         self.url = url
-        self._storage = _open_storage(url)
-        self._study_id, self.spec, self.token = _attach(self._storage, spec)
+        self._storage = open_storage(url)
+        with reaching(url):
+            self._study_id, self.spec, self.token = _attach(self._storage, spec)
         self._distributions = {name: CategoricalDistribution(values) for name, values in self.spec.choices.items()}
-        self._read = 0
-        self._unfinished: set[int] = set()
+        self._entries = entries_of(self._storage, self._study_id, self.spec.choices)
 
     def append(self, trial: Trial) -> int:
         """Add a row for a trial, running or finished, with one write.
@@ -99,53 +94,51 @@ class Ledger:
             },
             system_attrs={} if outcome is None else self._constraints(outcome),
         )
-        ledger_id = self._storage.create_new_trial(self._study_id, template)
-        return self._storage.get_trial(ledger_id).number
+        with reaching(self.url):
+            return self._entries.append(template)
 
     def close(self, row: Row, outcome: Outcome) -> None:
         """Close a row with an outcome; nothing happens when another process closed it first."""
-        with _being_late_is_fine():
-            if row.outcome is None:
-                self._storage.set_trial_user_attr(row.ledger_id, "nas.outcome", outcome.to_dict())
-            for key, violation in self._constraints(outcome).items():
-                self._storage.set_trial_system_attr(row.ledger_id, key, violation)
-            self._storage.set_trial_state_values(row.ledger_id, _ROW_STATES[outcome.state], self._values(outcome))
+        told = {} if row.outcome is not None else {"nas.outcome": outcome.to_dict()}
+        with reaching(self.url), _being_late_is_fine():
+            self._entries.update(
+                row.ledger_id,
+                user=told,
+                system=self._constraints(outcome),
+                state=_ROW_STATES[outcome.state],
+                values=self._values(outcome),
+            )
 
     def void(self, row: Row, reason: Void) -> None:
         """Close a row that does not count; nothing happens when another process closed it first."""
-        with _being_late_is_fine():
-            if row.void is None:
-                self._storage.set_trial_user_attr(row.ledger_id, "nas.void", reason.value)
-            self._storage.set_trial_state_values(row.ledger_id, RowState.FAIL)
+        told = {} if row.void is not None else {"nas.void": reason.value}
+        with reaching(self.url), _being_late_is_fine():
+            self._entries.update(row.ledger_id, user=told, state=RowState.FAIL)
 
     def beat(self, row: Row) -> None:
         """Leave a sign of life on an open row."""
-        with _being_late_is_fine():
-            self._storage.set_trial_user_attr(row.ledger_id, "nas.heartbeat", time.time())
+        with reaching(self.url), _being_late_is_fine():
+            self._entries.update(row.ledger_id, user={"nas.heartbeat": time.time()})
 
     def changes(self) -> Iterator[Row]:
         """Yield the rows that are new or were open when last read; closed ones are read once."""
-        rows = self._storage.get_all_trials(self._study_id, deepcopy=False)
-        numbers = [*sorted(self._unfinished), *range(self._read, len(rows))]
-        self._read = len(rows)
-        for number in numbers:
-            frozen = rows[number]
-            if frozen.state.is_finished():
-                self._unfinished.discard(number)
-            else:
-                self._unfinished.add(number)
-            row = _parse_row(frozen, self.spec)
+        with reaching(self.url):
+            entries = list(self._entries.changes())
+        for entry in entries:
+            row = _parse_row(entry, self.spec)
             if row is not None:
                 yield row
 
     def note(self, key: str) -> str | None:
         """Return a note left beside the study."""
-        value = self._storage.get_study_user_attrs(self._study_id).get(f"nas.note.{key}")
+        with reaching(self.url):
+            value = self._storage.get_study_user_attrs(self._study_id).get(f"nas.note.{key}")
         return None if value is None else str(value)
 
     def set_note(self, key: str, value: str) -> None:
         """Leave a small note beside the study; the last writer wins."""
-        self._storage.set_study_user_attr(self._study_id, f"nas.note.{key}", value)
+        with reaching(self.url):
+            self._storage.set_study_user_attr(self._study_id, f"nas.note.{key}", value)
 
     def _values(self, outcome: Outcome) -> list[float] | None:
         if outcome.state is not TrialState.COMPLETE:
@@ -167,7 +160,9 @@ def study_names(url: str) -> tuple[str, ...]:
     Raises:
         StoreUnavailableError: If the storage does not exist or cannot be opened.
     """
-    studies = _open_storage(url, must_exist=True).get_all_studies()
+    storage = open_storage(url, must_exist=True)
+    with reaching(url):
+        studies = storage.get_all_studies()
     return tuple(sorted(study.study_name for study in studies if "nas.spec" in study.user_attrs))
 
 
@@ -178,27 +173,14 @@ def read_spec(url: str, study: str) -> StudySpec:
         StoreUnavailableError: If the storage does not exist or cannot be opened.
         StudyNotFoundError: If there is no such study in it.
     """
-    for item in _open_storage(url, must_exist=True).get_all_studies():
+    storage = open_storage(url, must_exist=True)
+    with reaching(url):
+        studies = storage.get_all_studies()
+    for item in studies:
         if item.study_name == study and "nas.spec" in item.user_attrs:
             return StudySpec.from_dict(item.user_attrs["nas.spec"])
     known = ", ".join(study_names(url)) or "none"
     raise StudyNotFoundError(f"{redact(url)} must hold a study {study!r}, it holds: {known}")
-
-
-def _open_storage(url: str, *, must_exist: bool = False) -> BaseStorage:
-    try:
-        if "://" in url:
-            return get_storage(url)
-        path = Path(url).absolute()
-        if must_exist and not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalLock(str(path))))  # type: ignore[arg-type]
-    except Exception as error:
-        raise StoreUnavailableError(
-            f"the store of a study must be a journal file or a reachable database, got {redact(url)} "
-            f"({type(error).__name__}: {error}); check the path, the permissions and the URL"
-        ) from error
 
 
 def _attach(storage: BaseStorage, spec: StudySpec) -> tuple[int, StudySpec, str]:
@@ -210,7 +192,7 @@ def _attach(storage: BaseStorage, spec: StudySpec) -> tuple[int, StudySpec, str]
     study_id, created = _find_or_create(storage, spec.name, directions)
     patience = 0.0 if created else time.monotonic() + _CREATION_PATIENCE_S
     attributes = storage.get_study_user_attrs(study_id)
-    used = bool(storage.get_all_trials(study_id, deepcopy=False))
+    used = "nas.spec" not in attributes and bool(storage.get_all_trials(study_id, deepcopy=False))
     while "nas.spec" not in attributes and not used and time.monotonic() < patience:
         time.sleep(0.05)
         attributes = storage.get_study_user_attrs(study_id)
@@ -247,20 +229,20 @@ def _being_late_is_fine() -> Iterator[None]:
         return
 
 
-def _parse_row(frozen: FrozenTrial, spec: StudySpec) -> Row | None:
+def _parse_row(entry: Entry, spec: StudySpec) -> Row | None:
     """Read a row of ours; ``None`` for rows that other tools added to the study."""
-    attributes: Mapping[str, Any] = frozen.user_attrs
+    attributes: Mapping[str, Any] = entry.attributes
     begin = attributes.get("nas.begin")
     if begin is None:
         return None
-    closed = frozen.state.is_finished()
+    closed = entry.state.is_finished()
     outcome = Outcome.from_dict(attributes["nas.outcome"]) if "nas.outcome" in attributes else None
     void = Void(attributes["nas.void"]) if "nas.void" in attributes else None
-    if frozen.state in (RowState.COMPLETE, RowState.PRUNED):
+    if entry.state in (RowState.COMPLETE, RowState.PRUNED):
         void = None
     trial = Trial(
-        number=frozen.number,
-        architecture={name: frozen.params[name] for name in spec.choices if name in frozen.params},
+        number=entry.number,
+        architecture={name: entry.params[name] for name in spec.choices if name in entry.params},
         arch_id=attributes["nas.arch_id"],
         state=TrialState.RUNNING,
         seed=begin["seed"],
@@ -271,10 +253,11 @@ def _parse_row(frozen: FrozenTrial, spec: StudySpec) -> Row | None:
     )
     if closed:
         if void is not None or outcome is None:
-            ended = None if frozen.datetime_complete is None else frozen.datetime_complete.timestamp()
             reason = "closed by another tool" if void is None else void.value
-            trial = trial.with_outcome(Outcome(state=TrialState.FAILED, error=f"trial was {reason}", finished=ended))
+            trial = trial.with_outcome(
+                Outcome(state=TrialState.FAILED, error=f"trial was {reason}", finished=entry.ended)
+            )
         else:
             trial = trial.with_outcome(outcome)
     heartbeat = float(attributes.get("nas.heartbeat", begin["started"]))
-    return Row(trial, frozen._trial_id, closed, void, heartbeat, outcome)
+    return Row(trial, entry.key, closed, void, heartbeat, outcome)

@@ -1,0 +1,164 @@
+"""Opening the storage of a study by its address: a journal file, a database, or Optuna's gRPC proxy."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
+
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage, get_storage
+from optuna.storages.journal import JournalFileBackend
+
+from trials.files import JournalLock
+from trials.urls import redact
+
+__all__ = ["StoreUnavailableError", "database_url", "open_storage", "reaching"]
+
+_CONNECT_S = 30
+_RIVALS_S = 10.0
+_GRPC_PORT = 13000
+_POSTGRES_PORT = 5432
+_DRIVERS = ("psycopg", "psycopg2", "pg8000")
+_LIBRARIES = frozenset({"sqlalchemy", "grpc", *_DRIVERS})
+
+
+class StoreUnavailableError(RuntimeError):
+    """The storage of a study cannot be reached."""
+
+
+def open_storage(url: str, *, must_exist: bool = False) -> BaseStorage:
+    """Return the storage at an address.
+
+    Args:
+        url: Path of a journal file; ``sqlite:///FILE``, ``postgresql://USER@HOST/DATABASE`` or another database that
+            SQLAlchemy has a driver for; ``grpc://HOST:PORT`` for Optuna's proxy in front of a database.
+        must_exist: Whether to refuse a journal file that does not exist.
+
+    Raises:
+        StoreUnavailableError: If the storage cannot be opened.
+    """
+    try:
+        if url.startswith("grpc://"):
+            return _proxy(url)
+        if "://" in url:
+            return _database(database_url(url))
+        path = Path(url).absolute()
+        if must_exist and not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalLock(str(path))))  # type: ignore[arg-type]
+    except Exception as error:
+        raise StoreUnavailableError(
+            f"the store of a study must be a journal file or a reachable database, got {redact(url)} "
+            f"({_reason(error)}); check the path, the permissions and the URL"
+        ) from error
+
+
+@contextmanager
+def reaching(url: str) -> Iterator[None]:
+    """Turn the errors of a storage that has gone away into :class:`StoreUnavailableError`; others pass."""
+    try:
+        yield
+    except Exception as error:
+        libraries = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+        if isinstance(error, StorageInternalError | OSError) or libraries & _LIBRARIES:
+            raise StoreUnavailableError(
+                f"the store {redact(url)} must stay reachable, it does not answer ({_reason(error)}); nothing that was "
+                "recorded is lost: repeat the command when it is back"
+            ) from error
+        raise
+
+
+def database_url(url: str) -> str:
+    """Return the address with an installed driver for PostgreSQL, others as they are.
+
+    A plain ``postgresql://`` leaves the driver to us: psycopg where it is installed, else pg8000 of the extra
+    ``cluster``, which is given the socket folder of ``?host=/FOLDER`` and the password in ``PGPASSWORD`` in its way.
+
+    Raises:
+        ValueError: If no driver is installed.
+    """
+    scheme, separator, rest = url.partition("://")
+    if scheme not in ("postgres", "postgresql"):
+        return url
+    driver = next((name for name in _DRIVERS if find_spec(name) is not None), None)
+    if driver is None:
+        raise ValueError("PostgreSQL needs a driver; run `pip install 'weightloom[cluster]'`")
+    translated = f"postgresql+{driver}{separator}{rest}"
+    return _for_pg8000(urlsplit(translated)) if driver == "pg8000" else translated
+
+
+def _for_pg8000(parts: SplitResult) -> str:
+    query = dict(parse_qsl(parts.query))
+    folder = query.pop("host", None)
+    if folder is not None:
+        query["unix_sock"] = f"{folder}/.s.PGSQL.{query.pop('port', parts.port or _POSTGRES_PORT)}"
+    place = parts.netloc
+    password = os.environ.get("PGPASSWORD")
+    if parts.username and not parts.password and password:
+        _, _, host = place.rpartition("@")
+        place = f"{parts.username}:{quote(password, safe='')}@{host}"
+    # written by hand: urlunsplit drops the two slashes of an empty host
+    return f"{parts.scheme}://{place}{parts.path}" + (f"?{urlencode(query, safe='/')}" if query else "")
+
+
+def _database(url: str) -> BaseStorage:
+    """Open a database; where several processes create its tables at once, those who come late look again."""
+    options: dict[str, Any] = {}
+    if url.startswith("sqlite"):
+        options = {"connect_args": {"timeout": 60}}
+    elif url.startswith("postgresql"):
+        limit = "timeout" if "+pg8000" in url else "connect_timeout"
+        options = {"connect_args": {limit: _CONNECT_S}, "pool_pre_ping": True}
+    patience = time.monotonic() + _RIVALS_S
+    while True:
+        try:
+            return get_storage(RDBStorage(url, engine_kwargs=dict(options)))
+        except Exception as error:
+            if not _is_race(error) or time.monotonic() > patience:
+                raise
+            time.sleep(0.1)
+
+
+def _is_race(error: BaseException | None) -> bool:
+    """Whether an error comes from tables or rows that another process was just creating."""
+    while error is not None:
+        text = str(error)
+        if type(error).__name__ == "IntegrityError" or "already exists" in text or "pg_type_typname" in text:
+            return True
+        error = error.__cause__
+    return False
+
+
+def _proxy(url: str) -> BaseStorage:
+    if find_spec("grpc") is None or find_spec("google.protobuf") is None:
+        raise ValueError("the gRPC proxy needs `pip install 'weightloom[cluster]'`")
+    parts = urlsplit(url)
+    if not parts.hostname or parts.username or parts.path.strip("/"):
+        raise ValueError("an address of the proxy must read grpc://HOST:PORT")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        storage = GrpcStorageProxy(host=parts.hostname, port=parts.port or _GRPC_PORT)
+    try:
+        storage.wait_server_ready(timeout=_CONNECT_S / 3)
+    except BaseException:
+        with suppress(Exception):
+            storage.close()
+        raise
+    return storage
+
+
+def _reason(error: BaseException) -> str:
+    """Return kind and first line of the error at the bottom of a chain."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    original = getattr(error, "orig", None) or error
+    lines = str(getattr(original, "details", lambda: original)()).strip().splitlines()
+    return f"{type(original).__name__}: {lines[0] if lines else 'no message'}"
