@@ -3,11 +3,12 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.programs import Done, run_nas, run_script
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -15,10 +16,12 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 PARAMETERS = 20_000
 
 
-def run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
-    done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, check=False)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+def run(line: str, folder: Path, environment: dict[str, str], scratch: Path) -> Done:
+    """Run a line of a shell; one of ``nas`` alone in a process that has its imports done."""
+    if line.startswith("nas ") and not set("|&;<>$`*") & set(line):
+        return run_nas(line, folder, environment, scratch)
+    done = subprocess.run(line, shell=True, cwd=folder, env=environment, text=True, capture_output=True, check=False)
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture
@@ -32,30 +35,22 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A shell in which ``nas`` is this source tree."""
-    programs = tmp_path_factory.mktemp("bin")
-    script = programs / "nas"
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m nas "$@"\n')
-    script.chmod(0o755)
-    return os.environ | {
-        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-    }
-
-
 @pytest.mark.timeout(300)
-def test_commands_and_snippets_run_in_order(folder: Path, environment: dict[str, str]) -> None:
+def test_commands_and_snippets_run_in_order(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    scratch = tmp_path_factory.mktemp("outputs")
     printed = ""
     for language, text in BLOCKS:
         if language == "bash":
-            for line in text.strip().splitlines():
-                printed += run(["sh", "-c", line], folder, environment)
+            runs = [(line, run(line, folder, environment, scratch)) for line in text.strip().splitlines()]
         elif language == "python":
             (folder / "snippet.py").write_text(text)
-            printed += run([sys.executable, "snippet.py"], folder, environment)
+            runs = [(text, run_script(folder / "snippet.py", folder, environment, scratch))]
+        else:
+            continue
+        for what, done in runs:
+            assert done.returncode == 0, f"{what}\n{done.stdout}\n{done.stderr}"
+            printed += done.stdout
     assert "torch.Size([5, 10])" in printed
     assert "9 architectures" in printed
     for name in re.findall(r"`(runs/\S+|tiny/\S+)`", README):
