@@ -28,6 +28,7 @@ _HOMES = {
     "nas.samplers": ("DatasetSampler", "load_sampler", "save_sampler"),
     "nas.sampling": ("UnsatisfiableError", "sample_within"),
     "nas.search": ("Search", "SearchResult", "front"),
+    "nas.seeds": ("FinishedStudy", "KnownArchitectures", "Seeds"),
     "nas.service.client": ("Client", "ServiceError"),
     "nas.settings": ("SearchSettings", "open_search"),
     "nas.standalone": ("Recipe",),

@@ -64,6 +64,7 @@ class Search:
         store: the study.
         executor: runs :class:`nas.evaluation.Evaluate`.
         progress: called after every finished evaluation with all trials so far.
+        seeds: architectures to begin before the controller is asked, those that the study holds already excepted.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Search:
         store: TrialStore,
         executor: Executor[Job, Outcome],
         progress: Callable[[Sequence[Trial]], None] | None = None,
+        seeds: Sequence[Architecture] = (),
     ) -> None:
         self.problem = problem
         self.controller = controller
@@ -82,6 +84,8 @@ class Search:
         self.store = store
         self.executor = executor
         self.progress = progress
+        self.seeds = tuple(seeds)
+        self._planting = deque(self.seeds)
         self._told: dict[int, TrialState] = {}
         self._retries: deque[Architecture] = deque()
         self._rejected = 0
@@ -152,6 +156,11 @@ class Search:
         while fruitless < _FRUITLESS and known < _TAKEN:
             if self._retries:
                 yield self._retries.popleft()
+                continue
+            if self._planting:
+                seed = self._planting.popleft()
+                if self.store.find(seed.arch_id) is None:
+                    yield seed
                 continue
             self._listen()
             if self._rejected >= _PATIENCE:

@@ -14,6 +14,7 @@ from nas.evaluation import Evaluate, Screen
 from nas.objectives import Objective, WeightSharing
 from nas.sampling import sample_within
 from nas.search import Search
+from nas.seeds import Planting, Seeds
 from nas.trust import TrustGate
 from search_spaces import SearchSpace
 from supernets import Supernet
@@ -37,6 +38,7 @@ class SearchSettings:
         objective: evaluates an architecture.
         trust: what weights that a hypernetwork generates must show before their scores may rank; see
             :class:`nas.TrustGate`.
+        seeds: architectures to evaluate before the controller is asked, as ordinary trials; see :class:`nas.Seeds`.
         workers: evaluating processes; 0 evaluates in this one.
         timeout: seconds after which an evaluation in a worker process fails.
         storage: where studies live: a journal file, or an Optuna database URL.
@@ -51,6 +53,7 @@ class SearchSettings:
     controller: Callable[[Problem], Controller] = EvolutionController
     objective: Callable[[Supernet, L.LightningDataModule], Objective] = WeightSharing
     trust: TrustGate = field(default_factory=TrustGate)
+    seeds: Sequence[Seeds] = ()
     workers: int = 0
     timeout: float | None = None
     storage: str = "studies.journal"
@@ -118,7 +121,7 @@ def open_search(
     Raises:
         UnsatisfiableError: no architecture can meet the limits on costs.
         StudyMismatchError: the study exists and asks another question.
-        ValueError: an objective or a limit names nothing that is measured.
+        ValueError: an objective or a limit names nothing that is measured, or a seed is not of the space.
         UntrainedError: the supernet has trained one architecture only.
         UntrustedError: its weights are generated, and ``settings.trust`` refuses them.
     """
@@ -147,7 +150,9 @@ def open_search(
         subject=objective.identity(),
     )
     evaluate = Evaluate(objective, problem.limits)
+    planting = Planting(settings.seeds, problem, supernet, data, study=settings.study, storage=settings.storage)
     with TrialStore(settings.storage, spec, runs=runs) as store:
+        seeds = planting.keep(store)
         executor = (
             ProcessExecutor(evaluate, workers=settings.workers, timeout=settings.timeout, record=store.outcomes.write)
             if settings.workers
@@ -155,4 +160,6 @@ def open_search(
         )
         with executor:
             controller = settings.controller(problem)
-            yield Search(problem, controller, screen=screen, store=store, executor=executor, progress=progress)
+            yield Search(
+                problem, controller, screen=screen, store=store, executor=executor, progress=progress, seeds=seeds
+            )
