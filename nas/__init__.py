@@ -12,6 +12,7 @@ _HOMES = {
         "CoarseToFineController",
         "Controller",
         "EvolutionController",
+        "NNIController",
         "OptunaController",
         "Problem",
         "RandomController",

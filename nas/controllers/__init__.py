@@ -9,12 +9,14 @@ from nas.controllers.evolution import EvolutionController
 from nas.controllers.random import RandomController
 
 if TYPE_CHECKING:
+    from nas.controllers.nni import NNIController
     from nas.controllers.optuna import OptunaController
 
 __all__ = [
     "CoarseToFineController",
     "Controller",
     "EvolutionController",
+    "NNIController",
     "OptunaController",
     "Problem",
     "RandomController",
@@ -22,6 +24,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "OptunaController":  # optuna is imported only by those who use it
-        return importlib.import_module("nas.controllers.optuna").OptunaController
+    homes = {"NNIController": "nas.controllers.nni", "OptunaController": "nas.controllers.optuna"}
+    if name in homes:  # nni and optuna are imported only by those who use them
+        return getattr(importlib.import_module(homes[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,6 +13,7 @@ from nas.controllers import (
     CoarseToFineController,
     Controller,
     EvolutionController,
+    NNIController,
     OptunaController,
     Problem,
     RandomController,
@@ -57,6 +58,13 @@ CONTROLLERS: dict[str, Callable[[Problem], Controller]] = {
     "nsga2": functools.partial(EvolutionController, population_size=6),
     "regularized": functools.partial(EvolutionController, population_size=6, method="regularized"),
     "coarse": functools.partial(CoarseToFineController, coarse=8, skeletons=2),
+    "nni": functools.partial(NNIController, tuner_args={"tpe_args": {"n_startup_jobs": 5}}),
+    "nni_evolution": functools.partial(NNIController, tuner="evolution", tuner_args={"population_size": 6}),
+    "nni_regularized": functools.partial(
+        NNIController, tuner="regularized_evolution", tuner_args={"population_size": 6}
+    ),
+    "nni_random": functools.partial(NNIController, tuner="random"),
+    "nni_grid": functools.partial(NNIController, tuner="grid"),
     "optuna": OptunaController,
     "optuna_nsga2": functools.partial(OptunaController, sampler="nsga2", sampler_args={"population_size": 6}),
     "optuna_callable": functools.partial(OptunaController, sampler=TPESampler, sampler_args={"n_startup_trials": 5}),
@@ -471,8 +479,8 @@ def test_optuna_tpe_beats_random():
     assert wins(OptunaController, ONE, separable, best, seeds=2, budget=60) == 2
 
 
-def test_random_controller_does_not_import_optuna():
-    code = "import sys, nas.controllers as c; c.RandomController; sys.exit('optuna' in sys.modules)"
+def test_random_controller_imports_neither_optuna_nor_nni():
+    code = "import sys, nas.controllers as c; c.RandomController; sys.exit(bool({'optuna', 'nni'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -1,0 +1,328 @@
+"""The tuners of NNI 3.0 as a controller."""
+
+import inspect
+import logging
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, final
+
+import nni
+import numpy as np
+import torch
+from nni.algorithms.hpo.evolution_tuner import EvolutionTuner, Individual
+from nni.algorithms.hpo.gridsearch_tuner import GridSearchTuner
+from nni.algorithms.hpo.random_tuner import RandomTuner
+from nni.algorithms.hpo.regularized_evolution_tuner import RegularizedEvolutionTuner
+from nni.algorithms.hpo.tpe_tuner import TpeTuner
+
+from nas.controllers.base import Controller, Problem
+from nas.controllers.history import History, Observation
+from search_spaces import Architecture, Choice, derive_seed
+from trials import Trial
+
+__all__ = ["NNIController"]
+
+_TUNERS: Mapping[str, Callable[..., Any]] = {
+    "tpe": TpeTuner,
+    "evolution": EvolutionTuner,
+    "random": RandomTuner,
+    "grid": GridSearchTuner,
+    "regularized_evolution": RegularizedEvolutionTuner,
+}
+_REFUSED = {
+    "gp": "NNI's GPTuner takes numeric spaces only, and NumPy 2 refuses the arrays it makes",
+    "metis": "NNI's MetisTuner takes numeric spaces only, and fails on what it draws itself",
+    "networkmorphism": "NNI's NetworkMorphismTuner searches its own graphs, and NumPy 2 refuses what it computes",
+    "batch": "NNI's BatchTuner runs a list that you give; name known candidates as seeds of the search instead",
+    "pbt": "population based training shares checkpoints between trials, and here a trial is one architecture",
+    "hyperband": "NNI drives it from its own dispatcher, over budgets that a trial here does not have",
+    "bohb": "it needs ConfigSpace, and NNI drives it from its own dispatcher",
+    "smac": "it needs the package smac of 2021, which does not install beside NumPy 2",
+    "hyperopt": "it needs the package hyperopt; 'tpe' is the same method",
+    "anneal": "it needs the package hyperopt",
+    "ppo": "it needs the package gym, which is no longer maintained",
+    "dngo": "it needs the package pybnn, which is no longer maintained",
+}
+_AUGMENTATION = 0.05
+_START = 20  # population of the two evolutions unless tuner_args say otherwise
+
+
+@final
+class NNIController(Controller):
+    """Lets a tuner of NNI 3.0 choose, in this process: no experiment, no node, no files.
+
+    **Space.** Every choice of more than one candidate is one categorical parameter, the position of its candidate.
+    A choice that is absent from an architecture is pinned to its first candidate.
+
+    **Values.** NNI's tuners know one number, the smaller the better, and no limits. Objectives ``f_i`` are scaled to
+    [0, 1] over the trials within the limits. Each proposal draws weights ``w`` uniformly from the simplex and takes the
+    augmented Chebyshev value ``max_i w_i f_i + 0.05 sum_i w_i f_i`` of every known trial (ParEGO, Knowles 2006, Eq. 2);
+    one objective has weight 1. A trial that breaks limits gets 2 plus its violation relative to the bounds, so that it
+    ranks behind all that hold them, the least broken first.
+
+    **Repeats.** NNI replaces a point that it has proposed before by the next point of a grid. Here repeats of random
+    search are drawn anew, and those of the others are mutated, as by every controller.
+
+    **Replay.** Each proposal uses a fresh tuner that is told the history in the order in which trials finished; its
+    random states, the global ones included, are seeded by the problem and the number of known architectures, and the
+    global ones are put back. A proposal takes 0.06 ms for each known trial with ``tpe`` and ``evolution``, and hardly
+    any time with the others.
+
+    - ``tpe``: trees of Parzen estimators (Bergstra et al. 2011). What is being evaluated enters with NNI's own lie.
+    - ``evolution``: of two random survivors the worse one dies and the better one has a mutated child (Real et al.
+      2017, arXiv 1703.01041).
+    - ``regularized_evolution``: the best of a sample of the youngest is mutated (Real et al. 2019, arXiv 1802.01548).
+    - ``random``: uniform draws.
+    - ``grid``: every architecture in turn. The order of choices and candidates comes from the seed, because a search
+      seldom sees more than a corner of the grid.
+
+    Until the population of either evolution is full, proposals are uniform draws, as NNI's are.
+
+    Args:
+        problem: what is searched for.
+        tuner: which one.
+        tuner_args: arguments of its constructor but ``seed`` and ``optimize_mode``. Both evolutions take a
+            ``population_size``, 20 by default here, and ``regularized_evolution`` a ``sample_size``, 5 by default here.
+
+    Raises:
+        ValueError: the tuner is unknown or does not work, or does not take ``tuner_args``.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        tuner: Literal["tpe", "evolution", "random", "grid", "regularized_evolution"] = "tpe",
+        tuner_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        if tuner not in _TUNERS:
+            why = f": {_REFUSED[tuner]}" if tuner in _REFUSED else ""
+            raise ValueError(f"tuner must be one of {sorted(_TUNERS)}, got {tuner!r}{why}")
+        self.problem = problem
+        self.tuner = tuner
+        self.tuner_args = tuner_args
+        self._arguments = _checked(tuner, tuner_args or {})
+        self._history = History(problem)
+        self._choices = tuple(choice for choice in problem.space.choices if choice.size > 1)
+        self._grid = _Grid(problem.seed, self._choices) if tuner == "grid" else None
+
+    def ask(self, count: int) -> Sequence[Architecture]:
+        """Return up to ``count`` architectures that the tuner proposes, or replacements of its repeats."""
+        return self._history.propose(count, self._draw, redraws=4 if self.tuner == "random" else 0)
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Remember trials for the next proposal."""
+        self._history.tell(trials)
+
+    def _draw(self, generator: torch.Generator) -> Architecture:
+        if not self._choices:
+            return self.problem.space.smallest()
+        if self._grid is not None:
+            return self._next_of_grid(generator)
+        lessons, pending = self._history.lessons(), self._history.pending()
+        size = self._arguments.get("population_size", 0)
+        if len(lessons) + len(pending) < size:
+            return self.problem.space.sample(generator)
+        seeds = torch.randint(2**31, (2,), generator=generator).tolist()
+        values = _scalars(self.problem, lessons, np.random.default_rng(seeds[0]))
+        with _seeded(derive_seed(self.problem.seed, "replay")):
+            tuner = self._replayed(lessons, values, pending, seeds[1])
+            random.seed(seeds[1])
+            try:
+                positions = tuner.generate_parameters(-1)
+            except (nni.NoMoreTrialError, RuntimeError):  # more are being evaluated than the population holds
+                return self.problem.space.sample(generator)
+        return self._architecture({name: _position(value) for name, value in positions.items()})
+
+    def _next_of_grid(self, generator: torch.Generator) -> Architecture:
+        assert self._grid is not None  # noqa: S101 - the caller looked
+        with _seeded(0):
+            for positions in self._grid:
+                architecture = self._architecture(positions)
+                if architecture not in self._history:
+                    return architecture
+        return self.problem.space.sample(generator)
+
+    def _replayed(
+        self, lessons: Sequence[Observation], values: Sequence[float], pending: Sequence[Architecture], seed: int
+    ) -> Any:
+        """Return a tuner that knows the history and is ready for one proposal."""
+        if self.tuner == "random":
+            tuner = self._fresh(seed=seed)
+        elif self.tuner == "tpe":
+            tuner = self._fresh(seed=seed)
+            told = [(self._positions(item.architecture), value) for item, value in zip(lessons, values, strict=True)]
+            if tuner.liar and told:
+                for value in values:
+                    tuner.liar.update(value)
+                told += [(self._positions(architecture), tuner.liar.lie()) for architecture in pending]
+            tuner.import_data([{"parameter": parameter, "value": value} for parameter, value in told])
+        elif self.tuner == "regularized_evolution":
+            size = self._arguments["population_size"]
+            tuner = self._fresh()
+            for number, (item, value) in enumerate(list(zip(lessons, values, strict=True))[-size:]):
+                tuner.history[number] = {
+                    name: {"_value": position, "_idx": position}
+                    for name, position in self._positions(item.architecture).items()
+                }
+                tuner.receive_trial_result(number, None, value)
+            tuner.initial_population.clear()  # drawn by the caller
+        else:
+            tuner = self._fresh()
+            self._evolve(tuner, lessons, values, len(pending))
+            tuner.random_state = np.random.RandomState(seed)
+        return tuner
+
+    def _evolve(self, tuner: Any, lessons: Sequence[Observation], values: Sequence[float], pending: int) -> None:
+        """Ask the tuner as often as there were trials, and give it what was evaluated as if it had proposed that."""
+        tuner.random_state = np.random.RandomState(0)  # children of the replay are thrown away
+        for number, (item, value) in enumerate(zip(lessons, values, strict=True)):
+            tuner.generate_parameters(number)
+            positions = self._positions(item.architecture)
+            config = {name: {"_index": position, "_value": position} for name, position in positions.items()}
+            tuner.running_trials[number] = Individual(config=config)
+            tuner.receive_trial_result(number, None, value)
+        for number in range(pending):
+            if len(tuner.population) > 1:
+                tuner.generate_parameters(len(lessons) + number)
+
+    def _fresh(self, **arguments: Any) -> Any:
+        """Return a new tuner for the space of positions."""
+        mode = {} if self.tuner == "grid" else {"optimize_mode": "minimize"}
+        tuner = _TUNERS[self.tuner](**self._arguments, **mode, **arguments)
+        kind = "layer_choice" if self.tuner == "regularized_evolution" else "choice"
+        tuner.update_search_space(_parameters(self._choices, kind))
+        if hasattr(tuner, "dedup"):
+            tuner.dedup = _KeepRepeats()
+        return tuner
+
+    def _positions(self, architecture: Architecture) -> dict[str, int]:
+        return {
+            choice.name: choice.index(architecture[choice.name]) if choice.name in architecture else 0
+            for choice in self._choices
+        }
+
+    def _architecture(self, positions: Mapping[str, int]) -> Architecture:
+        space = self.problem.space
+        return space.architecture(
+            {choice.name: choice.candidates[positions.get(choice.name, 0)] for choice in space.choices}
+        )
+
+
+@final
+class _KeepRepeats:
+    """Stands in for NNI's deduplicator, which would answer a repeat with the next point of a grid."""
+
+    def __call__(self, parameters: Any) -> Any:
+        return parameters
+
+    def add_history(self, parameters: Any) -> None:
+        """Forget ``parameters``."""
+
+
+@final
+class _Grid:
+    """Iterates over the positions of NNI's grid, in an order of choices and candidates drawn from a seed."""
+
+    def __init__(self, seed: int, choices: Sequence[Choice]) -> None:
+        generator = torch.Generator().manual_seed(derive_seed(seed, "grid"))
+        order = torch.randperm(len(choices), generator=generator).tolist()
+        parameters = {
+            choices[i].name: {
+                "_type": "choice",
+                "_value": torch.randperm(choices[i].size, generator=generator).tolist(),
+            }
+            for i in order
+        }
+        with _seeded(0):
+            self._tuner = GridSearchTuner()
+            if parameters:
+                self._tuner.update_search_space(parameters)
+
+    def __iter__(self) -> Iterator[dict[str, int]]:
+        """Yield what has not been yielded before."""
+        while True:
+            try:
+                yield self._tuner.generate_parameters(-1)
+            except nni.NoMoreTrialError:
+                return
+
+
+def _parameters(choices: Sequence[Choice], kind: str) -> dict[str, Any]:
+    return {choice.name: {"_type": kind, "_value": list(range(choice.size))} for choice in choices}
+
+
+def _position(value: Any) -> int:
+    return int(value["_idx"] if isinstance(value, dict) else value)
+
+
+def _checked(tuner: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments with defaults of ours.
+
+    Raises:
+        ValueError: the tuner does not take them.
+    """
+    owned = sorted({"seed", "optimize_mode"} & given.keys())
+    if owned:
+        raise ValueError(
+            f"tuner_args must not contain {owned}: seeds and directions come from the problem, got {dict(given)}"
+        )
+    arguments = dict(given)
+    sizes: tuple[str, ...] = ()
+    if tuner.endswith("evolution"):
+        arguments = {"population_size": _START} | arguments
+        sizes = ("population_size",)
+    if tuner == "regularized_evolution":
+        arguments = {"sample_size": 5} | arguments
+        sizes += ("sample_size",)
+    for name in sizes:
+        size = arguments[name]
+        if not isinstance(size, int) or size < 1 + (tuner == "evolution"):
+            least = 2 if tuner == "evolution" else 1
+            raise ValueError(f"tuner_args.{name} must be an integer of at least {least}, got {size!r}")
+    try:
+        inspect.signature(_TUNERS[tuner]).bind(**arguments)
+        with _seeded(0):
+            _TUNERS[tuner](**arguments)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"tuner_args of {tuner!r}: {error}; give arguments that NNI's {_TUNERS[tuner].__name__} takes"
+        ) from error
+    return arguments
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the global states that NNI draws from and put them back afterwards; keep its log quiet meanwhile."""
+    log = logging.getLogger("nni")
+    level, ours, numpys = log.level, random.getstate(), np.random.get_state()
+    log.setLevel(logging.WARNING)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        random.setstate(ours)
+        np.random.set_state(numpys)
+        log.setLevel(level)
+
+
+def _scalars(problem: Problem, lessons: Sequence[Observation], generator: np.random.Generator) -> list[float]:
+    """Return one number for each lesson, the smaller the better, finite whatever was measured."""
+    count = len(problem.objectives)
+    points = np.array([item.costs for item in lessons if item.costs is not None and item.violation == 0.0])
+    weights = np.ones(1) if count == 1 else generator.dirichlet(np.ones(count))
+    low, span = np.zeros(count), np.ones(count)
+    if len(points):
+        low = points.min(0)
+        span = np.where(np.ptp(points, axis=0) > 0, np.ptp(points, axis=0), 1.0)
+    values = []
+    for item in lessons:
+        if item.violation > 0.0 or item.costs is None:
+            values.append(2.0 + item.violation)
+            continue
+        terms = weights * (np.array(item.costs) - low) / span
+        values.append(float(terms.max() + _AUGMENTATION * math.fsum(terms)))
+    return values
