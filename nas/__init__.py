@@ -8,6 +8,7 @@ from typing import Any
 
 _HOMES = {
     "nas.conditioned": ("ConditionedNetwork",),
+    "nas.confidence": ("Confidence",),
     "nas.controllers": (
         "CoarseToFineController",
         "Controller",

@@ -1,7 +1,7 @@
 """Objectives: what one architecture is worth, measured on data."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch import nn
 
+from nas.confidence import Confidence
 from nas.standalone import Recipe, on_device, score, train
 from search_spaces import Architecture, derive_seed, import_path
 from supernets import (
@@ -20,7 +21,7 @@ from supernets import (
     uncalibrated,
     weights_version,
 )
-from trials import Metric
+from trials import Limit, Metric
 
 __all__ = ["Evaluation", "FromScratch", "Objective", "UntrainedError", "WeightSharing"]
 
@@ -60,14 +61,24 @@ class Objective(ABC):
         """Return what the measurements depend on beside the architecture; a study holds one identity only."""
         return import_path(type(self))
 
+    def check(self, objectives: Sequence[Metric], limits: Sequence[Limit]) -> None:
+        """Refuse a search whose optimum would be worthless, before it begins. Default: take any.
+
+        Raises:
+            ValueError: saying why, and what to ask instead.
+        """
+        del objectives, limits
+
     @abstractmethod
     def __call__(self, architecture: Architecture, *, seed: int) -> Evaluation:
         """Evaluate ``architecture``; an exception makes the trial FAILED."""
 
 
-def _metrics(task: Task) -> tuple[Metric, ...]:
+def _metrics(task: Task, confidence: Confidence | None) -> tuple[Metric, ...]:
     names = sorted(task.quantities, key=lambda name: (name != task.headline, name))
-    return tuple(Metric(name, *task.quantities[name]) for name in names)
+    if confidence is not None:
+        confidence.check_task(task)
+    return tuple(Metric(name, *task.quantities[name]) for name in names) + (confidence.metrics if confidence else ())
 
 
 class WeightSharing(Objective):
@@ -78,9 +89,10 @@ class WeightSharing(Objective):
         data: its validation split is scored, its training split calibrates.
         split: ``"val"`` or ``"test"``; search on ``"val"``, so that the test split stays unseen.
         calibration: training batches for batch-norm statistics; default what the supernet says.
+        confidence: measures calibration errors too, see :class:`nas.Confidence`; not by default.
 
     Raises:
-        ValueError: unknown split.
+        ValueError: unknown split, or ``confidence`` for a task without classes.
     """
 
     inherits = True
@@ -92,6 +104,7 @@ class WeightSharing(Objective):
         *,
         split: Literal["val", "test"] = "val",
         calibration: int | None = None,
+        confidence: Confidence | None = None,
     ) -> None:
         if split not in ("val", "test"):
             raise ValueError(f"WeightSharing.split must be 'val' or 'test', got {split!r}")
@@ -103,8 +116,10 @@ class WeightSharing(Objective):
         self.data = data
         self.split = split
         self.calibration = calibration
-        self.metrics = _metrics(supernet.task)
+        self.confidence = confidence
+        self.metrics = _metrics(supernet.task, confidence)
         self._batches: tuple[list[Any], list[Any]] | None = None
+        self._fitting: list[Any] | None = None
         self._version: str | None = None
 
     def batches(self) -> tuple[list[Any], list[Any]]:
@@ -113,13 +128,12 @@ class WeightSharing(Objective):
             prepare(self.data)
             count = self.supernet.calibration if self.calibration is None else self.calibration
             loader = self.data.val_dataloader() if self.split == "val" else self.data.test_dataloader()
-            device = self.supernet.source.device
-            move = self.supernet.transfer_batch_to_device
-            self._batches = (
-                [move(batch, device, 0) for batch in calibration_batches(self.data, count)],
-                [move(batch, device, 0) for batch in loader],
-            )
+            self._batches = self._moved(calibration_batches(self.data, count)), self._moved(loader)
         return self._batches
+
+    def _moved(self, batches: Iterable[Any]) -> list[Any]:
+        device = self.supernet.source.device
+        return [self.supernet.transfer_batch_to_device(batch, device, 0) for batch in batches]
 
     def require_whole(self) -> None:
         """Refuse a supernet that has trained one architecture only.
@@ -160,15 +174,31 @@ class WeightSharing(Objective):
         return self._version
 
     def identity(self) -> str:
-        """Return the digest of the weights, the split and the calibration."""
-        return f"shared:{self.version}:{self.split}:{self.calibration or self.supernet.calibration}"
+        """Return the digest of the weights, the split, the calibration and how confidence is measured."""
+        parts = ["shared", self.version, self.split, str(self.calibration or self.supernet.calibration)]
+        return ":".join([*parts, *([self.confidence.identity()] if self.confidence else [])])
+
+    def check(self, objectives: Sequence[Metric], limits: Sequence[Limit]) -> None:
+        """Refuse calibration errors without anything that says how often the network is right."""
+        if self.confidence is not None:
+            self.confidence.check(objectives, limits, self.metrics)
 
     def __call__(self, architecture: Architecture, *, seed: int) -> Evaluation:
         """Bind, calibrate and score ``architecture``; deterministic, ``seed`` is not used."""
         del seed
-        values = score(self.module(architecture), self.supernet.task, self.batches()[1])
         source = self.supernet.source.provenance()
-        return Evaluation(values, {"weights": f"shared:{self.version}", "split": self.split, **source})
+        origin = {"weights": f"shared:{self.version}", "split": self.split, **source}
+        module, task, batches = self.module(architecture), self.supernet.task, self.batches()[1]
+        if self.confidence is None:
+            return Evaluation(score(module, task, batches), origin)
+        listener = self.confidence.listener(task, len(batches), divided=self.split == "val")
+        if self.split == "test":
+            if self._fitting is None:
+                self._fitting = self._moved(self.data.val_dataloader())
+            score(module, task, self._fitting, listen=listener.learn)
+        values = score(module, task, batches, listen=listener)
+        measured, facts = listener.results()
+        return Evaluation({**values, **measured}, {**origin, **facts})
 
 
 class FromScratch(Objective):
@@ -196,7 +226,7 @@ class FromScratch(Objective):
         self.recipe = Recipe() if recipe is None else recipe
         self.split = split
         self.calibration = calibration
-        self.metrics = _metrics(supernet.task)
+        self.metrics = _metrics(supernet.task, None)
 
     def identity(self) -> str:
         """Return the number of steps and the split."""

@@ -121,7 +121,8 @@ def open_search(
     Raises:
         UnsatisfiableError: no architecture can meet the limits on costs.
         StudyMismatchError: the study exists and asks another question.
-        ValueError: an objective or a limit names nothing that is measured, or a seed is not of the space.
+        ValueError: an objective or a limit names nothing that is measured, a seed is not of the space, or the
+            objective refuses what is sought.
         UntrainedError: the supernet has trained one architecture only.
         UntrustedError: its weights are generated, and ``settings.trust`` refuses them.
     """
@@ -131,6 +132,7 @@ def open_search(
         objective.require_whole()
     costs = [make(space) for make in settings.costs]
     problem = make_problem(space, settings, costs, objective.metrics)
+    objective.check(problem.objectives, problem.limits)
     screen = Screen(space, costs, problem.limits)
     sample_within(space, screen.limits, screen.meter, torch.Generator().manual_seed(settings.seed), count=1)
     facts = dict(metadata or {})

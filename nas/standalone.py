@@ -89,12 +89,28 @@ def train(module: nn.Module, task: Task, data: L.LightningDataModule, recipe: Re
     return module.eval()
 
 
-def score(module: nn.Module, task: Task, batches: Iterable[Any]) -> dict[str, float]:
-    """Return the task's metrics of ``module`` over ``batches``, in evaluation mode."""
+def score(
+    module: nn.Module,
+    task: Task,
+    batches: Iterable[Any],
+    *,
+    listen: Callable[[int, Any, Any], None] | None = None,
+) -> dict[str, float]:
+    """Return the task's metrics of ``module`` over ``batches``, in evaluation mode.
+
+    Args:
+        module: only its mode is changed.
+        task: reads the batches.
+        batches: read once.
+        listen: told the number, the outputs and the batch itself of each.
+    """
     parameter = next(module.parameters(), None)
     metrics = task.metrics() if parameter is None else task.metrics().to(parameter.device)
     module.eval()
     with torch.inference_mode():
-        for batch in on_device(module, batches):
-            task.update(metrics, module(*task.inputs(batch)), batch)
+        for number, batch in enumerate(on_device(module, batches)):
+            outputs = module(*task.inputs(batch))
+            task.update(metrics, outputs, batch)
+            if listen is not None:
+                listen(number, outputs, batch)
     return {name: float(value) for name, value in metrics.compute().items()}

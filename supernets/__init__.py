@@ -3,6 +3,7 @@
 from supernets.attentive import AttentiveRule, parameters_of
 from supernets.calibration import UncalibratedError, calibrate, calibration_batches, uncalibrated
 from supernets.card import card, weights_version
+from supernets.confidence import Bins, Decisions, brier_score, fit_temperature, negative_log_likelihood, reliability
 from supernets.differentiable import DifferentiableRule
 from supernets.diffused import DiffusionWeights
 from supernets.distillation import KL, AlphaDivergence, Distillation, SoftTargets
@@ -17,26 +18,34 @@ from supernets.mixture import MixtureWeights
 from supernets.persistence import CheckpointError, CheckpointMismatchError, load, load_weights, read_card, save, trusted
 from supernets.places import GrowthError
 from supernets.progressive import ProgressiveRule, ShrinkingStage
+from supernets.quantized import QuantizedWeights
+from supernets.quantizers import LSQ, SBS, Binary, Codes, FixedPoint, StatsQ, Ternary, WeightQuantizer
 from supernets.relaxation import Relaxation, RelaxationError
 from supernets.rules import SamplingRule, SandwichRule, Score, SingleRule, Slot, UniformRule
 from supernets.samplers import AlphaSampler, DrNASSampler, GDASSampler, SoftmaxSampler, SPOSSampler
 from supernets.schedules import ConstantEnding, Cosine, Restarts
 from supernets.sorting import importance, sort_channels
 from supernets.supernet import Supernet
-from supernets.tasks import Classification, LanguageModelling, SpeakerVerification, Task, Translation
+from supernets.tasks import Classification, LanguageModelling, NodeClassification, SpeakerVerification, Task, Translation
 from supernets.templates import TemplateWeights
 from supernets.weights import SharedWeights, WeightSource
 
 __all__ = [
     "KL",
+    "LSQ",
+    "SBS",
     "AlphaDivergence",
     "AlphaSampler",
     "AttentiveRule",
+    "Binary",
+    "Bins",
     "CheckpointError",
     "CheckpointMismatchError",
     "Classification",
+    "Codes",
     "ConstantEnding",
     "Cosine",
+    "Decisions",
     "DifferentiableRule",
     "DiffusionWeights",
     "Distillation",
@@ -46,6 +55,7 @@ __all__ = [
     "ExpectedParameters",
     "ExportError",
     "Exported",
+    "FixedPoint",
     "GDASSampler",
     "GeneratedWeights",
     "GrowthError",
@@ -55,7 +65,9 @@ __all__ = [
     "Member",
     "MixedNetwork",
     "MixtureWeights",
+    "NodeClassification",
     "ProgressiveRule",
+    "QuantizedWeights",
     "Relaxation",
     "RelaxationError",
     "Restarts",
@@ -70,25 +82,32 @@ __all__ = [
     "SoftTargets",
     "SoftmaxSampler",
     "SpeakerVerification",
+    "StatsQ",
     "Supernet",
     "Task",
     "TemplateWeights",
+    "Ternary",
     "Translation",
     "UncalibratedError",
     "UniformRule",
+    "WeightQuantizer",
     "WeightSource",
+    "brier_score",
     "calibrate",
     "calibration_batches",
     "card",
     "export",
+    "fit_temperature",
     "grow",
     "grow_mixed",
     "importance",
     "load",
     "load_weights",
     "member_of",
+    "negative_log_likelihood",
     "parameters_of",
     "read_card",
+    "reliability",
     "save",
     "sort_channels",
     "trusted",

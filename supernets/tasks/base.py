@@ -8,6 +8,7 @@ import torchmetrics
 from torch import Tensor, nn
 
 from search_spaces import SearchSpace
+from supernets.confidence import Decisions
 
 __all__ = ["Task"]
 
@@ -60,6 +61,23 @@ class Task(ABC):
     @abstractmethod
     def update(self, metrics: torchmetrics.MetricCollection, outputs: Any, batch: Any) -> None:
         """Add one batch to ``metrics``."""
+
+    @property
+    def decides(self) -> bool:
+        """Whether the task chooses among classes, so that :meth:`decisions` has an answer."""
+        return type(self).decisions is not Task.decisions
+
+    def decisions(self, outputs: Any, batch: Any) -> Decisions:
+        """Return the logits and labels of a batch, where the task is to choose among classes. Default: refuse.
+
+        Raises:
+            TypeError: the outputs are no logits of classes that the batch has labels of.
+        """
+        del outputs, batch
+        raise TypeError(
+            f"{type(self).__name__} does not choose among classes with known labels, so there is no confidence to "
+            "measure; leave the objective's confidence out"
+        )
 
     def report(self, module: nn.Module, data: Any) -> Mapping[str, float]:
         """Return slow measurements of a subnetwork that is handed out, on the test split of ``data``. Default: none.

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 import torchmetrics
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from search_spaces import SearchSpace
+from supernets.confidence import Decisions
 from supernets.distillation import Distillation, SoftTargets
 from supernets.tasks.base import Task
 
@@ -83,3 +85,7 @@ class Classification(Task):
     def update(self, metrics: torchmetrics.MetricCollection, outputs: Any, batch: Any) -> None:
         """Add one batch."""
         metrics.update(outputs, batch[1])
+
+    def decisions(self, outputs: Any, batch: Any) -> Decisions:
+        """Return one decision for each example."""
+        return Decisions(outputs, batch[1], torch.arange(len(outputs), device=outputs.device))

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from search_spaces import SearchSpace
+from supernets.confidence import Decisions
 from supernets.distillation import Distillation, SoftTargets
 from supernets.tasks.base import Task
 
@@ -108,3 +109,8 @@ class LanguageModelling(Task):
     def update(self, metrics: torchmetrics.MetricCollection, outputs: Any, batch: Any) -> None:
         """Add one batch, weighted by its tokens."""
         metrics.update(self.loss(outputs, batch), batch[1].numel())
+
+    def decisions(self, outputs: Any, batch: Any) -> Decisions:
+        """Return one decision for each token; the tokens of a row are one example."""
+        rows = torch.arange(len(outputs), device=outputs.device)
+        return Decisions(outputs.flatten(0, 1), batch[1].flatten(), rows.repeat_interleave(outputs.shape[1]))

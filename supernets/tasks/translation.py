@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torchmetrics.text import SacreBLEUScore
 
 from search_spaces import SearchSpace
+from supernets.confidence import Decisions
 from supernets.distillation import Distillation, SoftTargets
 from supernets.tasks.base import Task
 
@@ -156,6 +157,11 @@ class Translation(Task):
         weight = int(kept.sum())
         metrics["loss"].update(self.loss(outputs, batch), weight)
         metrics["token_accuracy"].update(right, weight)
+
+    def decisions(self, outputs: Any, batch: Any) -> Decisions:
+        """Return one decision for each token that is not padding, given the right tokens before it."""
+        kept = batch[2] != self.padding
+        return Decisions(outputs[kept], batch[2][kept], kept.nonzero()[:, 0])
 
     def report(self, module: nn.Module, data: Any) -> Mapping[str, float]:
         """Return ``bleu`` (percent) of greedy translations of the test split, where ``data`` can read tokens.
