@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, final
@@ -15,6 +15,7 @@ from typing import BinaryIO, final
 from nas.delivery import manifest_of
 from nas.service.problems import RefusedError
 from nas.service.served import Served
+from nas.service.tracing import Order, Tracer, refusal
 from search_spaces import Architecture
 from supernets.export import MANIFEST, ExportError, export
 from supernets.formats import file_format
@@ -53,11 +54,14 @@ class WeightCache:
     Args:
         folder: of the cache.
         bound: bytes; the files unused for longest are removed first.
+        trust: packages of users' own that a space may name.
     """
 
-    def __init__(self, folder: Path, bound: int) -> None:
+    def __init__(self, folder: Path, bound: int, *, trust: Sequence[str] = ()) -> None:
         self.folder = folder
         self.bound = bound
+        self.trust = tuple(trust)
+        self.tracer = Tracer()
         folder.mkdir(parents=True, exist_ok=True)
         self._clean()
 
@@ -82,10 +86,10 @@ class WeightCache:
     def make(self, served: Served, architecture: Architecture, form: str) -> None:
         """Extract, calibrate and export a subnetwork, and put it into the cache complete.
 
-        Not for several threads at once but in safetensors: ``torch.export`` keeps global state.
+        Not for several threads at once but in safetensors; the other formats are made in a process of their own.
 
         Raises:
-            RefusedError: the network cannot be exported in this format (422), or the cache cannot be written (503).
+            RefusedError: the network cannot be exported in this format (422), or the file cannot be made now (503).
         """
         place = self._place(served.name_of(architecture), form)
         handed, bound = served.extracted(architecture)
@@ -93,21 +97,32 @@ class WeightCache:
             served.supernet, architecture, served.screen.meter(architecture), weights=served.objective.version
         )
         try:
-            export(
-                handed,
-                served.space.inputs(architecture, batch_size=2),
-                place,
-                formats=[form],
-                manifest=manifest,
-                reference=bound,
-            )
-        except (ExportError, ModuleNotFoundError) as error:
+            if form == "safetensors":
+                inputs = served.space.inputs(architecture, batch_size=2)
+                export(handed, inputs, place, formats=[form], manifest=manifest, reference=bound)
+            else:
+                self.tracer(
+                    Order.of(
+                        handed,
+                        architecture,
+                        space=served.supernet.tree()["space"],
+                        trust=self.trust,
+                        form=form,
+                        folder=place,
+                        manifest=manifest,
+                    )
+                )
+        except (ExportError, ModuleNotFoundError, RefusedError) as error:
             if (place / MANIFEST).exists():  # another process was faster
                 return
-            if isinstance(error.__cause__, OSError):
-                raise RefusedError(503, "storage", str(error), headers={"Retry-After": "60"}) from error
-            raise RefusedError(422, "not_exportable", str(error)) from error
+            if isinstance(error, RefusedError):
+                raise
+            raise refusal(error) from error
         self._shrink(keep=place)
+
+    def close(self) -> None:
+        """End the process that traces."""
+        self.tracer.close()
 
     def _place(self, name: str, form: str) -> Path:
         return self.folder / f"{name}.{form}"

@@ -67,12 +67,12 @@ class Service:
         self.settings = settings
         self.meters = Meters()
         self.catalogue = Catalogue(settings)
-        self.cache = WeightCache(folder / "weights", settings.cache_bytes)
+        self.cache = WeightCache(folder / "weights", settings.cache_bytes, trust=settings.trust)
         self.jobs = Jobs(folder / "jobs", self.catalogue, queue=settings.queue)
         self.workers = Workers(settings.threads, settings.queue, settings.timeout, meter=self.meters.pending.set)
         self.batcher = Batcher(self.workers)
         self.shared = SharedWork(self.workers)
-        self.tracers = Workers(1, settings.queue, settings.timeout)  # tracing takes seconds and one thread at a time
+        self.tracers = Workers(1, settings.queue, settings.timeout)  # tracing takes seconds, one file at a time
         self.traced = SharedWork(self.tracers)
         self._tending: asyncio.Task[None] | None = None
 
@@ -89,6 +89,7 @@ class Service:
         await asyncio.to_thread(self.jobs.close)
         await asyncio.to_thread(self.workers.close)
         await asyncio.to_thread(self.tracers.close)
+        await asyncio.to_thread(self.cache.close)
 
     async def _tend(self) -> None:
         while True:

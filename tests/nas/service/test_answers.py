@@ -10,15 +10,15 @@ import pytest
 import requests
 import safetensors
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 from nas import ServiceError
 from nas.data import DigitsData
 from nas.service.identity import architecture_of, subnetwork_id
 from search_spaces import ConvNetSpace, MLPSpace, Stage
 from supernets import calibrate, calibration_batches
-from supernets.export import export
-from trials import TrialStore
+from supernets.export import ExportError, export
+from trials import SerialExecutor, TrialStore
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -155,6 +155,10 @@ def test_the_file_is_the_calibrated_subnetwork_and_fits_its_manifest(
     assert all(torch.equal(stored[name], tensor) for name, tensor in expected.state_dict().items())
 
 
+def in_this_process(function: Callable[..., Any], **_: Any) -> SerialExecutor[Any, Any]:
+    return SerialExecutor(function)
+
+
 def test_each_format_has_a_file_of_its_own(launch: Callable[..., Any], monkeypatch: Any) -> None:
     """Tracing takes seconds in a fresh process and is tested with the exporter: a file of safetensors stands in."""
     asked, form = [], "pt2"
@@ -166,15 +170,41 @@ def test_each_format_has_a_file_of_its_own(launch: Callable[..., Any], monkeypat
         exported.files["safetensors"].rename(exported.folder / f"model.{form}")
         written.write_text(written.read_text().replace("model.safetensors", f"model.{form}"))
 
-    monkeypatch.setattr("nas.service.cache.export", stand_in)
+    monkeypatch.setattr("nas.service.tracing.export", stand_in)
+    monkeypatch.setattr("nas.service.tracing.ProcessExecutor", in_this_process)
     running = launch()
     with running.client() as client:
         found = client.subnetworks("tiny", seconds=0.01)[0]
         manifest = client.manifest(found, format=form)
+        expected = load(requests.get(running.url + found.weights["safetensors"], timeout=30).content)
     answer = requests.get(running.url + found.weights[form], timeout=30)
     assert asked == [form]
     assert hashlib.sha256(answer.content).hexdigest() == manifest["files"][f"model.{form}"]["sha256"]
     assert answer.headers["Content-Disposition"].endswith(f'.{form}"')
+    stored = load(answer.content)
+    assert stored.keys() == expected.keys()
+    assert all(torch.equal(stored[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_format_that_cannot_be_made_is_refused_and_the_next_file_is_made(
+    launch: Callable[..., Any], monkeypatch: Any
+) -> None:
+    troubles = [ExportError("no such operator"), RuntimeError("it died")]
+
+    def stand_in(*given: Any, formats: list[str], **more: Any) -> None:
+        raise troubles.pop(0)
+
+    monkeypatch.setattr("nas.service.tracing.export", stand_in)
+    monkeypatch.setattr("nas.service.tracing.ProcessExecutor", in_this_process)
+    running = launch()
+    with running.client() as client:
+        found = client.subnetworks("tiny", seconds=0.01)[0]
+    answers = [requests.get(running.url + found.weights["onnx"], timeout=30) for _ in range(2)]
+    assert [(answer.status_code, answer.json()["error"]) for answer in answers] == [
+        (422, "not_exportable"),
+        (503, "tracing"),
+    ]
+    assert [answer.json()["message"] for answer in answers] == ["no such operator", "RuntimeError: it died"]
 
 
 def test_a_file_is_made_once_and_known_by_its_digest(launch: Callable[..., Any]) -> None:
