@@ -26,6 +26,7 @@ _HOMES = {
     "nas.generation": ("open_weight_maker",),
     "nas.latency": ("Latency",),
     "nas.making": ("Generation", "GenerationError", "Request", "WeightMaker"),
+    "nas.nni_experiment": ("nni_portal", "write_nni_experiment"),
     "nas.objectives": ("Evaluation", "FromScratch", "Objective", "UntrainedError", "WeightSharing"),
     "nas.samplers": ("DatasetSampler", "load_sampler", "save_sampler"),
     "nas.sampling": ("UnsatisfiableError", "sample_within"),
