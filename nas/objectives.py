@@ -210,6 +210,9 @@ class FromScratch(Objective):
         recipe: optimiser, schedule and number of steps.
         split: ``"val"`` or ``"test"``.
         calibration: training batches for batch-norm statistics.
+
+    Raises:
+        ValueError: weights are to be quantised.
     """
 
     def __init__(
@@ -221,6 +224,11 @@ class FromScratch(Objective):
         split: Literal["val", "test"] = "val",
         calibration: int = 8,
     ) -> None:
+        if supernet.source.quantizes:
+            raise ValueError(
+                "FromScratch trains modules of the space by themselves, where no weight is quantised; train one "
+                "architecture of a QuantizedSpace with `nas fit` and model.rule: supernets.SingleRule"
+            )
         self.supernet = supernet
         self.data = data
         self.recipe = Recipe() if recipe is None else recipe

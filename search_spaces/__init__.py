@@ -11,6 +11,8 @@ from search_spaces.mlp import MLPSpace
 from search_spaces.operations import MixedOp
 from search_spaces.permutation import Site, permuted
 from search_spaces.relaxed import RelaxedArchitecture
+from search_spaces.quantized import QuantizedSpace
+from search_spaces.quantizer import FULL_PRECISION, InputQuantizer, fake_quantize
 from search_spaces.report import SharingReport, TensorSharing, sharing_report
 from search_spaces.seeding import derive_seed
 from search_spaces.skeleton import fill, skeleton
@@ -31,6 +33,7 @@ from search_spaces.vision_transformer import VisionTransformerSpace
 
 __all__ = [
     "Architecture",
+    "FULL_PRECISION",
     "Candidate",
     "CellSpace",
     "Choice",
@@ -42,9 +45,11 @@ __all__ = [
     "Head",
     "InvalidArchitectureError",
     "MLPSpace",
+    "InputQuantizer",
     "MixedOp",
     "RelaxedArchitecture",
     "SearchSpace",
+    "QuantizedSpace",
     "SharingReport",
     "Site",
     "SlicePlan",
@@ -66,6 +71,7 @@ __all__ = [
     "describe",
     "fill",
     "from_config",
+    "fake_quantize",
     "import_path",
     "load",
     "mobilenet_v3_space",

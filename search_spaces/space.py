@@ -305,6 +305,10 @@ class SearchSpace(ABC):
             return total
 
         return math.prod(ways(choice) for choice in children.get(None, ()))
+        return self._count()
+
+    def _count(self) -> int:
+        """Count the valid combinations of values, each standing for itself."""
 
     def architectures(self) -> Iterator[Architecture]:
         """Yield every distinct architecture once, smallest first; meant for small spaces."""

@@ -224,6 +224,13 @@ class Supernet(L.LightningModule):
             outputs = self.source.skeletons.call(architecture, device, self.source(architecture), inputs)
             return float(self.task.loss(outputs, batch))
 
+    @torch.no_grad()
+    def _observe(self, batches: Iterable[Any]) -> None:
+        """Let the source begin from data, alike on all ranks, if it needs any."""
+        if not self.source.observed:
+            for started in self.source.observe([self.task.inputs(batch) for batch in batches]):
+                started.copy_(self.trainer.strategy.reduce(started, reduce_op="mean"))
+
     def _sync(self, last: bool) -> AbstractContextManager[Any]:
         """Let ranks exchange gradients on the last backward pass of a step alone."""
         if last or self.trainer.world_size == 1:
@@ -265,6 +272,7 @@ class Supernet(L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Train every slot of the rule and take one optimiser step on the summed gradients."""
         del batch_idx
+        self._observe([batch])
         step, optimizer, scheduler = self.global_step, self._optimizer(0), self.lr_schedulers()
         own, held_out = self.rule.loss(step), self.rule.held_out_rows(step)
         if own is not None and held_out:
@@ -355,6 +363,8 @@ class Supernet(L.LightningModule):
             )
         if not self.trainer.training and not self.trainer.sanity_checking:
             data.setup("fit")
+        if not self.source.observed:
+            self._observe(self._moved(batch) for batch in calibration_batches(data, 1))
         modules = {name: self.bind(architecture) for name, architecture in self.anchors().items()}
         self._anchors = Anchors(modules, self.task, self.device)
         if self._anchors.normalise:

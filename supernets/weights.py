@@ -15,6 +15,7 @@ from search_spaces import (
     Candidate,
     Coupling,
     Couplings,
+    QuantizedSpace,
     RelaxedArchitecture,
     SearchSpace,
     SlicePlan,
@@ -46,15 +47,22 @@ class WeightSource(nn.Module, ABC):
         generated: whether a hypernetwork makes the tensors, so that scores must prove themselves before a search may
             rank by them (``nas.TrustGate``).
         sortable: whether :meth:`sort` works.
+        quantizes: whether weights have the bits that a ``QuantizedSpace`` chooses.
         resizable: whether sizes between the candidates may be asked for, by :meth:`sized`.
     """
 
-    generated: ClassVar[bool] = False
+    generated: bool = False
     sortable: ClassVar[bool] = False
+    quantizes: ClassVar[bool] = False
     resizable: ClassVar[bool] = False
 
     def __init__(self, space: SearchSpace, *, skeletons: Skeletons | None = None) -> None:
         super().__init__()
+        if isinstance(space, QuantizedSpace) and not self.quantizes:
+            raise ValueError(
+                f"{type(self).__name__} gives weights in full precision, and the space chooses bits for them; set "
+                f"source to supernets.QuantizedWeights, with {type(self).__name__} as its own source"
+            )
         self.space = space
         self.skeletons = Skeletons(space) if skeletons is None else skeletons
         self._relaxation: Relaxation | None = None
@@ -110,6 +118,23 @@ class WeightSource(nn.Module, ABC):
         if self._relaxation is None:
             self._relaxation = Relaxation(self.space)
         return self._relaxation
+
+    @property
+    def observed(self) -> bool:
+        """Whether the source has seen what data it needs to begin with; by default it needs none."""
+        return True
+
+    def observe(self, batches: Sequence[tuple[Tensor, ...]]) -> Sequence[Tensor]:
+        """Begin from inputs of the network; the supernet calls it before anything else while ``observed`` is false.
+
+        Args:
+            batches: positional inputs, of training data.
+
+        Returns:
+            The parameters that were set, to be averaged over ranks that have seen different data.
+        """
+        del batches
+        return ()
 
     def sized(self, values: Mapping[str, Candidate]) -> Architecture:
         """Return the architecture of these values, which are candidates unless the source is ``resizable``.

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from hypernets import ChunkedHyperNetwork
 from search_spaces import SearchSpace
 from supernets import (
+    SBS,
     AttentiveRule,
     DifferentiableRule,
     DiffusionWeights,
@@ -15,6 +16,7 @@ from supernets import (
     ImplicitWeights,
     MixtureWeights,
     ProgressiveRule,
+    QuantizedWeights,
     SamplingRule,
     SandwichRule,
     SharedWeights,
@@ -47,6 +49,13 @@ SOURCES: Mapping[str, Callable[[SearchSpace, int], WeightSource]] = {  # (space,
     "templates_of_a_layer": lambda space, seed: TemplateWeights(space, share="layer", seed=seed),
     "diffused": diffused,
     "generated": lambda space, seed: GeneratedWeights(space, hypernet=SMALL, seed=seed),
+}
+
+QUANTIZED: Mapping[str, Callable[[SearchSpace], WeightSource]] = {  # of a QuantizedSpace
+    "quantized": QuantizedWeights,
+    "quantized_mixture": lambda space: QuantizedWeights(
+        space, source=partial(MixtureWeights, hidden=8), quantizer=SBS("tensor")
+    ),
 }
 
 RULES: Mapping[str, Callable[[], SamplingRule]] = {

@@ -7,15 +7,18 @@ import lightning as L
 import pytest
 import torch
 
+from search_spaces import QuantizedSpace
 from supernets import Classification, Supernet, load, save
 from tests.supernets.conftest import spaces
-from tests.supernets.family import RULES, SOURCES
+from tests.supernets.family import QUANTIZED, RULES, SOURCES
 
 
 def refusal(space: str, source: str, rule: str) -> str | None:
     """Why a combination cannot be; everything else must train."""
     if rule == "progressive_sorted" and source not in ("shared", "kernel_transform", "implicit"):
         return "reorders plain shared weights"
+    if rule == "differentiable" and source in QUANTIZED:
+        return "needs relaxed weights, which QuantizedWeights does not give"
     if rule == "differentiable" and source == "implicit":
         return "needs relaxed weights, which ImplicitWeights does not give"
     if rule == "differentiable" and source == "kernel_transform":
@@ -35,7 +38,9 @@ def refusal(space: str, source: str, rule: str) -> str | None:
         for rule in RULES
         for name in ("residual", "transformer", "factory")
         if name != "factory" or rule in ("sandwich", "differentiable")
-    ],
+    ]
+    + [("quantized", rule, "mlp") for rule in RULES]
+    + [("quantized_mixture", rule, "mlp") for rule in ("sandwich", "single")],
 )
 def test_a_source_and_a_rule_train_together_or_are_refused_with_the_reason(
     source: str,
@@ -45,10 +50,11 @@ def test_a_source_and_a_rule_train_together_or_are_refused_with_the_reason(
     fit: Callable[..., L.Trainer],
     tmp_path: Path,
 ) -> None:
-    space = spaces()[name]
+    space = QuantizedSpace(spaces()[name]) if source in QUANTIZED else spaces()[name]
+    make = QUANTIZED.get(source) or (lambda given: SOURCES[source](given, 1))
 
     def build() -> Supernet:
-        return Supernet(space, Classification(4), source=lambda given: SOURCES[source](given, 1), rule=RULES[rule]())
+        return Supernet(space, Classification(4), source=make, rule=RULES[rule]())
 
     reason = refusal(name, source, rule)
     if reason is not None:

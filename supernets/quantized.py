@@ -1,0 +1,264 @@
+"""Weights of few bits, chosen anew in every forward pass, out of one set of shared weights."""
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from search_spaces import FULL_PRECISION, Architecture, QuantizedSpace, SearchSpace, Slicer, TensorSlice
+from search_spaces.quantizer import input_range
+from supernets.calibration import UncalibratedError
+from supernets.quantizers import LSQ, Codes, WeightQuantizer
+from supernets.scales import ScaleBank
+from supernets.skeletons import ThreadCache
+from supernets.weights import SharedWeights, WeightSource
+
+__all__ = ["QuantizedWeights"]
+
+_LEAST = 1e-5  # of a scale to start from
+
+
+@final
+class QuantizedWeights(WeightSource):
+    """The weights of another source, fake-quantised at the bits that the architecture of a ``QuantizedSpace`` says.
+
+    ``W_a = Q_b(S_a)``: the wrapped source gives the tensors of the architecture without bits, cut, mixed or generated,
+    and each quantised layer's weight is rounded to its ``b`` bits last. All bitwidths share the weights; learned scales
+    belong to (layer, bits), those of output channels being cut like the channels, and those of inputs are the ``scale``
+    of the input quantisers. Scales are parameters like all others, without weight decay.
+
+    Scales of inputs start from data: before the first training step or validation the supernet shows the source one
+    batch (:meth:`observe`), the networks run in full precision, and a scale starts at ``2 E|x| / sqrt(Q_p)``, as in LSQ
+    (arXiv 1902.08153, Sec. 2.1). Those of weights start anew from the weights at the same moment. Before that, tensors
+    of an architecture with quantised inputs are refused. To quantise a trained network, load it into ``wrapped`` and
+    call :meth:`observe`.
+
+    Args:
+        space: a ``QuantizedSpace``.
+        source: makes the wrapped source from the space without bits.
+        quantizer: of the weights; default :class:`LSQ` with a scale for each output channel.
+
+    Raises:
+        ValueError: the space has no bits to choose, or the quantiser does not have them.
+    """
+
+    quantizes = True
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        source: Callable[[SearchSpace], WeightSource] = SharedWeights,
+        quantizer: WeightQuantizer | None = None,
+    ) -> None:
+        if not isinstance(space, QuantizedSpace):
+            raise ValueError(
+                f"QuantizedWeights needs a QuantizedSpace, which says how many bits each layer has, got "
+                f"{type(space).__name__}; wrap it: class_path: search_spaces.QuantizedSpace, init_args: {{space: ...}}"
+            )
+        super().__init__(space)
+        self.quantized_space = space
+        self.wrapped = source(space.space)
+        self.generated = self.wrapped.generated
+        self.quantizer = LSQ() if quantizer is None else quantizer
+        given = inspect.signature(type(self.wrapped)).parameters
+        settings = {name: getattr(self.wrapped, name) for name in given if name != "space"}
+        self.source = functools.partial(type(self.wrapped), **settings)  # what describes and rebuilds it
+        used = {bits for site in space.sites for bits in space.options(site.name)[0]} - {FULL_PRECISION}
+        if used:
+            self.quantizer.check(sorted(used))
+        with torch.device("meta"):
+            self._slicer = Slicer(space.space.superset(), space.space.rules())
+        self._cuts: ThreadCache[Architecture, dict[str, TensorSlice]] = ThreadCache(maxsize=256)
+        self._witnesses = self._find_witnesses()
+        self.weight_scales, self.input_scales = ScaleBank(), ScaleBank()
+        self._add_scales()
+        self.was_observed: Tensor
+        self.register_buffer("was_observed", torch.tensor(False))
+        self._seen = False
+
+    def _find_witnesses(self) -> dict[str, Architecture]:
+        """Layer -> an architecture without bits that has it, the largest where possible."""
+        space, found = self.quantized_space, dict[str, Architecture]()
+        missing = {site.name for site in space.sites}
+        for base in space.space.probes():
+            for name in missing & self._parts(base).keys():
+                found[name] = base
+            missing -= found.keys()
+            if not missing:
+                break
+        return found
+
+    def _parts(self, base: Architecture) -> dict[str, TensorSlice]:
+        """Layer -> how its output channels are cut out of those of the largest build."""
+
+        def derive() -> dict[str, TensorSlice]:
+            module = self.wrapped.skeletons.borrow(base, self.wrapped.device)
+            layers = {f"{site.name}.weight": site.name for site in self.quantized_space.sites}
+            return {
+                layers[part.name]: dataclasses.replace(part, cuts=tuple(cut for cut in part.cuts if cut[0] == 0))
+                for part in self._slicer.plan(module, base)
+                if part.name in layers
+            }
+
+        return self._cuts.get(base, derive)
+
+    def _options(self, layer: str) -> tuple[list[int], list[int]]:
+        """Bits below full precision of the weight and the input of a layer."""
+        weights, inputs = self.quantized_space.options(layer)
+        return [b for b in weights if b < FULL_PRECISION], [b for b in inputs if b < FULL_PRECISION]
+
+    def _key(self, bits: int) -> int:
+        """Under which bits the scale of a weight is kept."""
+        return 0 if self.quantizer.shared else bits
+
+    @torch.no_grad()
+    def _initial_scales(self) -> dict[tuple[str, int], Tensor]:
+        """Scales of the weights as they are, by (layer, bits)."""
+        if not self.quantizer.learned:
+            return {}
+        given = {base: self.wrapped(base) for base in dict.fromkeys(self._witnesses.values())}
+        scales: dict[tuple[str, int], Tensor] = {}
+        for layer, base in self._witnesses.items():
+            weight, part = given[base][f"{layer}.weight"], self._parts(base)[layer]
+            channels = self._slicer.shapes[part.source][0]
+            for bits in self._options(layer)[0]:
+                scale = self.quantizer.initial(weight, bits).clamp(min=_LEAST)
+                if scale.ndim and len(scale) != channels:
+                    scale = scale.mean(0, keepdim=True).expand(channels, *scale.shape[1:]).contiguous()
+                scales[layer, self._key(bits)] = scale
+        return scales
+
+    def _add_scales(self) -> None:
+        for (layer, bits), scale in self._initial_scales().items():
+            self.weight_scales.add(layer, bits, scale)
+        unset = self.wrapped._anchor().new_full((), math.nan)
+        for layer in self._witnesses:
+            for bits in self._options(layer)[1]:
+                self.input_scales.add(layer, bits, unset)
+
+    @property
+    def observed(self) -> bool:
+        """Whether scales of inputs have been set; always, where no input is quantised."""
+        if not self._seen:
+            self._seen = not self.input_scales._parameters or bool(self.was_observed)
+        return self._seen
+
+    @torch.no_grad()
+    def observe(self, batches: Sequence[tuple[Tensor, ...]]) -> Sequence[Tensor]:
+        """Set all scales from the present weights and from inputs of the network; see :class:`WeightSource`.
+
+        Raises:
+            ValueError: an input taken for one that is never negative is, or no layer was reached.
+        """
+        changed = [self.weight_scales.set(*key, scale) for key, scale in self._initial_scales().items()]
+        magnitudes: dict[str, Tensor] = {}
+        for base in dict.fromkeys(self._witnesses.values()):
+            layers = [layer for layer, witness in self._witnesses.items() if witness == base]
+            magnitudes |= self._watch(base, layers, batches)
+        for layer, magnitude in magnitudes.items():
+            for bits in self._options(layer)[1]:
+                high = input_range(bits, signed=self.quantized_space.signed_input(layer))[1]
+                scale = (2 * magnitude / math.sqrt(high)).clamp(min=_LEAST)
+                changed.append(self.input_scales.set(layer, bits, scale))
+        self.was_observed.fill_(True)
+        return changed
+
+    def _watch(
+        self, base: Architecture, layers: Sequence[str], batches: Sequence[tuple[Tensor, ...]]
+    ) -> dict[str, Tensor]:
+        """Return the mean magnitude of the inputs of layers, in full precision with batch statistics."""
+        device = self.device
+        module = self.wrapped.skeletons.borrow(base, device).eval()
+        totals = {layer: torch.zeros((), dtype=torch.float64, device=device) for layer in layers}
+        counts = dict.fromkeys(layers, 0)
+
+        def watch(layer: str) -> Callable[..., None]:
+            def hook(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+                given: Tensor = args[0] if args else kwargs["input"]
+                if not self.quantized_space.signed_input(layer) and bool((given < 0).any()):
+                    raise ValueError(
+                        f"inputs of layer {layer!r} must not be negative, as those of random networks were not, got "
+                        f"{float(given.min()):.3g}; give QuantizedSpace.signed: [{layer!r}]"
+                    )
+                totals[layer] += given.abs().double().sum()
+                counts[layer] += given.numel()
+
+            return hook
+
+        with contextlib.ExitStack() as stack:
+            for child in module.modules():
+                if isinstance(child, _NormBase):
+                    child.train()
+            for layer in layers:
+                handle = module.get_submodule(layer).register_forward_pre_hook(watch(layer), with_kwargs=True)
+                stack.callback(handle.remove)
+            for inputs in batches:
+                self.wrapped.skeletons.call(base, device, self.wrapped(base), inputs)
+        silent = sorted(layer for layer in layers if not counts[layer])
+        if silent:
+            raise ValueError(f"layers {silent} were not run, so their inputs have no scale; leave them out of modules")
+        return {layer: (totals[layer] / counts[layer]).to(self.wrapped._anchor().dtype) for layer in layers}
+
+    def forward(self, architecture: Architecture) -> dict[str, Tensor]:
+        """Return the tensors of ``architecture``, weights fake-quantised; see :class:`WeightSource`.
+
+        Raises:
+            UncalibratedError: no input was ever observed.
+        """
+        if not self.observed:
+            raise UncalibratedError(
+                "scales of quantised inputs start from data, and no data was seen yet; train the supernet, or call "
+                "source.observe([inputs]) with a batch, or set QuantizedSpace.input_bits to null"
+            )
+        base = self.quantized_space.base(architecture)
+        tensors: dict[str, Tensor] = self.wrapped(base)
+        made: dict[int, Tensor] = {}
+        scales: dict[str, Tensor] = {}
+        for layer, (weight_bits, input_bits) in self.quantized_space.bitwidths(architecture).items():
+            if weight_bits < FULL_PRECISION:
+                weight = tensors[f"{layer}.weight"]
+                made[id(weight)] = self.quantizer(weight, weight_bits, self._scale(layer, weight_bits, base))
+            if input_bits < FULL_PRECISION:
+                scales[f"{layer}.input_quantizer.scale"] = self.input_scales(layer, input_bits)
+        return {name: made.get(id(tensor), tensor) for name, tensor in tensors.items()} | scales
+
+    def _scale(self, layer: str, bits: int, base: Architecture) -> Tensor | None:
+        """Return the learned scale of a weight, cut to its channels."""
+        if not self.quantizer.learned:
+            return None
+        scale: Tensor = self.weight_scales(layer, self._key(bits))
+        return self._parts(base)[layer](scale) if scale.ndim else scale
+
+    @torch.no_grad()
+    def codes(self, architecture: Architecture) -> dict[str, Codes]:
+        """Return name -> integers and scales of every quantised weight of ``architecture``.
+
+        ``codes[name].value()`` is, to the bit, the tensor of that name that the source gives.
+        """
+        base = self.quantized_space.base(architecture)
+        tensors: dict[str, Tensor] = self.wrapped(base)
+        return {
+            f"{layer}.weight": self.quantizer.codes(tensors[f"{layer}.weight"], bits, self._scale(layer, bits, base))
+            for layer, (bits, _) in self.quantized_space.bitwidths(architecture).items()
+            if bits < FULL_PRECISION
+        }
+
+    def penalty(self, architecture: Architecture, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        """Return the term of the wrapped source."""
+        return self.wrapped.penalty(self.quantized_space.base(architecture), tensors)
+
+    def provenance(self) -> Mapping[str, str]:
+        """Return what the wrapped source says, and the quantiser."""
+        return {**self.wrapped.provenance(), "quantizer": type(self.quantizer).__name__}
+
+    def diagnostics(self) -> Mapping[str, float]:
+        """Return those of the wrapped source."""
+        return self.wrapped.diagnostics()
