@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "nas.bitops": ("BitOps",),
+    "nas.buffers": ("BufferSize",),
     "nas.conditioned": ("ConditionedNetwork",),
     "nas.confidence": ("Confidence",),
     "nas.controllers": (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.counting import layer_macs, operator_macs
-from search_spaces import Architecture, Candidate, SearchSpace, skeleton
+from search_spaces import FULL_PRECISION, Architecture, Candidate, SearchSpace, skeleton
 from trials import Direction, Metric
 
 __all__ = ["Cost", "CostMeter", "MACs", "ModelSize", "Parameters", "macs_of", "materialise", "measure"]
@@ -121,7 +121,7 @@ class ModelSize(Cost):
             id(parameter): bits
             for name, (bits, _) in widths.items()
             for parameter in modules[name].parameters(recurse=False)
-            if parameter.dim() >= 2
+            if parameter.dim() >= 2 and bits < FULL_PRECISION
         }
         tensors = {id(t): t for t in model.state_dict(keep_vars=True).values() if isinstance(t, Tensor)}
         return float(sum(self._bytes(tensor, quantised.get(key)) for key, tensor in tensors.items()))

@@ -1,0 +1,84 @@
+"""Bit operations and bytes of quantised networks against counts made by hand."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from nas import BitOps, MACs, ModelSize
+from nas.costs import measure
+from search_spaces import ConvNetSpace, FactorySpace, Head, MLPSpace, QuantizedSpace, Stage, TransformerSpace
+
+
+class Depthwise(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.point = nn.Conv2d(3, width, 1)
+        self.depth = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.depth(self.point(x)).mean((2, 3)))
+        return logits
+
+
+def space(**options: Any) -> QuantizedSpace:
+    wrapped = FactorySpace(Depthwise, {"width": [4, 8]}, input_shape=(3, 6, 6), slicing={"depth.*": {"blocks": {0: 1}}})
+    return QuantizedSpace(wrapped, **options)
+
+
+def test_both_formulas_count_what_one_counts_by_hand() -> None:
+    given = space(ends=(8, 6))
+    architecture = given.architecture({"width": 4, "depth.weight_bits": 2, "depth.input_bits": 4})
+    assert dict(given.bitwidths(architecture)) == {"point": (8, 6), "depth": (2, 4), "head": (8, 6)}
+    layers = [(36 * 4 * 3, 8, 6, 3), (36 * 4 * 9, 2, 4, 9), (4 * 5, 8, 6, 4)]  # MACs, bits, bits, fan-in
+    product = sum(macs * w * a for macs, w, a, _ in layers)
+    uniq = sum(macs * (w * a + w + a + math.log2(fan)) for macs, w, a, fan in layers)
+    costs = [BitOps(given), BitOps(given, "bops_uniq")]
+    found = measure(costs, given, architecture)
+    assert found == {"bops_product": product, "bops_uniq": pytest.approx(uniq)}
+    assert [cost.metric.unit for cost in costs] == ["bit operation"] * 2
+
+
+@pytest.mark.parametrize("formula", ["bops_product", "bops_uniq"])
+def test_full_precision_counts_32_bits_on_both_sides(formula: Any) -> None:
+    plain = TransformerSpace(7, 5, widths=(8,), depths=(1,), heads=(2,), ffn_ratios=(1,), head_dim=4)
+    architecture = plain.smallest()
+    found = measure([BitOps(plain, formula), MACs(plain)], plain, architecture)
+    if formula == "bops_product":
+        assert found[formula] == found["macs"] * 1024
+    else:
+        assert found["macs"] * (1024 + 64) < found[formula] < found["macs"] * (1024 + 64 + 5)
+
+
+def test_fewer_bits_of_any_layer_are_fewer_bit_operations_and_bytes() -> None:
+    given = QuantizedSpace(
+        ConvNetSpace([Stage((4, 8), (1, 2), block="residual")], 3, resolutions=(8,), head=Head((8,))), ends=None
+    )
+    costs = [BitOps(given), ModelSize(given), MACs(given)]
+    largest = measure(costs, given, given.largest())
+    for choice in given.choices[len(given.space.choices) :]:
+        fewer = measure(costs, given, given.architecture({**given.largest(), choice.name: 2}))
+        assert fewer["macs"] == largest["macs"]
+        assert fewer["bops_product"] < largest["bops_product"]
+        assert (fewer["model_size"] < largest["model_size"]) == choice.name.endswith("weight_bits")
+
+
+def test_model_size_packs_weights_and_keeps_scales_and_biases_in_full() -> None:
+    given = QuantizedSpace(MLPSpace(7, 3, widths=(5,), depths=(1,), batch_norm=False), ends=None, input_bits=(4, 32))
+    bits = {"linear1.weight_bits": 2, "linear1.input_bits": 4, "head.weight_bits": 8, "head.input_bits": 32}
+    architecture = given.architecture({**given.space.largest(), **bits})
+    weights = math.ceil(35 * 2 / 8) + 15
+    scales = 4 * 5 + 4 * 3 + 4  # of the output channels, and of one input
+    biases = 4 * (5 + 3)
+    assert measure([ModelSize(given)], given, architecture) == {"model_size": weights + scales + biases}
+    full = QuantizedSpace(MLPSpace(7, 3, widths=(5,), depths=(1,), batch_norm=False), weight_bits=(4, 32), ends=None)
+    architecture = full.quantized(full.space.largest(), 32, 8)
+    assert measure([ModelSize(full)], full, architecture) == {"model_size": 4 * (35 + 15) + biases + 2 * 4}
+
+
+def test_an_unknown_formula_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match="must be 'bops_product' or 'bops_uniq', got 'bops'"):
+        BitOps(space(), "bops")  # type: ignore[arg-type]
