@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from importlib.resources import files
 
 from nas.reporting.agreement import agreement_figure, agreements
+from nas.reporting.confidence import believed, confidence_figure
 from nas.reporting.figures import hypervolume_figure, importance_figure, parallel_figure, pareto_figure
 from nas.reporting.findings import Findings
 from nas.reporting.panels import panels, show, why
@@ -159,6 +160,16 @@ def _sections(summary: Summary, findings: Findings) -> Iterable[str]:
             f"Both were measured on {len(pair.points):,} trials. Kendall's tau {pair.tau:.2f}, Spearman's rho "
             f"{pair.rho:.2f}: 1 ranks the trials alike, 0 tells nothing. The dashed line is where both are equal.",
             agreement_figure(pair),
+        )
+    trusted = believed(summary)
+    if trusted is not None:
+        yield section(
+            "Confidence",
+            "How far the stated probabilities are from how often the networks are right, before and after dividing "
+            "their logits by the temperature of each. Right: the decisions of the most accurate trial on the front, "
+            "grouped by confidence; on the dashed line confidence is deserved, below it the network is too sure of "
+            "itself. Larger dots are more decisions.",
+            confidence_figure(trusted),
         )
     if findings.importance:
         yield section(

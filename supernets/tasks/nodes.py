@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, Literal, final
 
+import torch
 import torchmetrics
 from torch import Tensor
 
 from search_spaces import SearchSpace
+from supernets.confidence import Decisions
 from supernets.distillation import Distillation
 from supernets.tasks.base import Task
 from supernets.tasks.classification import Classification
@@ -92,3 +94,8 @@ class NodeClassification(Task):
         """Add the nodes of the mask."""
         logits, labels = self._masked(outputs, batch)
         metrics.update(logits, labels)
+
+    def decisions(self, outputs: Any, batch: Any) -> Decisions:
+        """Return one decision for each node of the mask."""
+        logits, labels = self._masked(outputs, batch)
+        return Decisions(logits, labels, torch.arange(len(labels), device=labels.device))
