@@ -21,7 +21,7 @@ _HOMES = {
         "RandomController",
     ),
     "nas.costs": ("Cost", "MACs", "ModelSize", "Parameters", "macs_of"),
-    "nas.data": ("DigitsData", "ImageData", "SpeechData", "TextData", "TranslationData"),
+    "nas.data": ("DigitsData", "ImageData", "PlanetoidData", "SpeechData", "TextData", "TranslationData"),
     "nas.effects": ("Effect", "InputNoise", "WeightPenalty"),
     "nas.evaluation": ("Evaluate", "Screen"),
     "nas.expected": ("ExpectedMACs",),

@@ -7,12 +7,13 @@ from search_spaces.convnet import ConvNetSpace, Head, Stage, Stem, mobilenet_v3_
 from search_spaces.coupling import Coupling, Couplings, couplings
 from search_spaces.darts import DARTSSpace
 from search_spaces.factory import FactorySpace, from_config
+from search_spaces.graph import GraphSpace
 from search_spaces.mlp import MLPSpace
 from search_spaces.operations import MixedOp
 from search_spaces.permutation import Site, permuted
-from search_spaces.relaxed import RelaxedArchitecture
 from search_spaces.quantized import QuantizedSpace
 from search_spaces.quantizer import FULL_PRECISION, InputQuantizer, fake_quantize
+from search_spaces.relaxed import RelaxedArchitecture
 from search_spaces.report import SharingReport, TensorSharing, sharing_report
 from search_spaces.seeding import derive_seed
 from search_spaces.skeleton import fill, skeleton
@@ -32,8 +33,8 @@ from search_spaces.translation import TranslationSpace
 from search_spaces.vision_transformer import VisionTransformerSpace
 
 __all__ = [
-    "Architecture",
     "FULL_PRECISION",
+    "Architecture",
     "Candidate",
     "CellSpace",
     "Choice",
@@ -42,14 +43,15 @@ __all__ = [
     "Couplings",
     "DARTSSpace",
     "FactorySpace",
+    "GraphSpace",
     "Head",
+    "InputQuantizer",
     "InvalidArchitectureError",
     "MLPSpace",
-    "InputQuantizer",
     "MixedOp",
+    "QuantizedSpace",
     "RelaxedArchitecture",
     "SearchSpace",
-    "QuantizedSpace",
     "SharingReport",
     "Site",
     "SlicePlan",
@@ -69,9 +71,9 @@ __all__ = [
     "couplings",
     "derive_seed",
     "describe",
+    "fake_quantize",
     "fill",
     "from_config",
-    "fake_quantize",
     "import_path",
     "load",
     "mobilenet_v3_space",

@@ -62,6 +62,13 @@ class SearchSpace(ABC):
         """
         return self.build(self.largest())
 
+    def weighted(self) -> tuple[str, ...]:
+        """Return the choices whose candidates the module of :meth:`superset` weights itself.
+
+        Default: the categorical ones of a space that ``mixes_operations``.
+        """
+        return tuple(c.name for c in self.choices if c.kind == "categorical") if self.mixes_operations else ()
+
     def rules(self) -> Mapping[str, TensorRule]:
         """Return slicing rules by glob over tensor names; the first match wins. Default: none, all prefixes."""
         return {}

@@ -8,11 +8,13 @@ from supernets.differentiable import DifferentiableRule
 from supernets.diffused import DiffusionWeights
 from supernets.distillation import KL, AlphaDivergence, Distillation, SoftTargets
 from supernets.expected import ExpectedCost, ExpectedParameters
+from supernets.expected_bits import ExpectedBufferBytes, ExpectedWeightBytes
 from supernets.export import Exported, ExportError, export
 from supernets.generated import GeneratedWeights
 from supernets.growth import Ensemble, Member, grow, grow_mixed, member_of
 from supernets.implicit import ImplicitWeights
 from supernets.kernels import KernelTransform
+from supernets.lpgnas import LPGNASRule
 from supernets.mixed_growth import MixedNetwork
 from supernets.mixture import MixtureWeights
 from supernets.persistence import CheckpointError, CheckpointMismatchError, load, load_weights, read_card, save, trusted
@@ -22,11 +24,18 @@ from supernets.quantized import QuantizedWeights
 from supernets.quantizers import LSQ, SBS, Binary, Codes, FixedPoint, StatsQ, Ternary, WeightQuantizer
 from supernets.relaxation import Relaxation, RelaxationError
 from supernets.rules import SamplingRule, SandwichRule, Score, SingleRule, Slot, UniformRule
-from supernets.samplers import AlphaSampler, DrNASSampler, GDASSampler, SoftmaxSampler, SPOSSampler
+from supernets.samplers import AlphaSampler, DrNASSampler, GDASSampler, GumbelSampler, SoftmaxSampler, SPOSSampler
 from supernets.schedules import ConstantEnding, Cosine, Restarts
 from supernets.sorting import importance, sort_channels
 from supernets.supernet import Supernet
-from supernets.tasks import Classification, LanguageModelling, NodeClassification, SpeakerVerification, Task, Translation
+from supernets.tasks import (
+    Classification,
+    LanguageModelling,
+    NodeClassification,
+    SpeakerVerification,
+    Task,
+    Translation,
+)
 from supernets.templates import TemplateWeights
 from supernets.weights import SharedWeights, WeightSource
 
@@ -51,16 +60,20 @@ __all__ = [
     "Distillation",
     "DrNASSampler",
     "Ensemble",
+    "ExpectedBufferBytes",
     "ExpectedCost",
     "ExpectedParameters",
+    "ExpectedWeightBytes",
     "ExportError",
     "Exported",
     "FixedPoint",
     "GDASSampler",
     "GeneratedWeights",
     "GrowthError",
+    "GumbelSampler",
     "ImplicitWeights",
     "KernelTransform",
+    "LPGNASRule",
     "LanguageModelling",
     "Member",
     "MixedNetwork",

@@ -53,6 +53,9 @@ class HeldOut:
         for batch in self.loader():
             total = next(len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
             parts = min(max(1, round(total / self.rows)), total // 2)
+            if parts == 1:
+                yield batch
+                continue
             for part in range(parts):
                 start, end = total * part // parts, total * (part + 1) // parts
                 yield tree_map(lambda leaf, s=start, e=end: leaf[s:e] if isinstance(leaf, Tensor) else leaf, batch)

@@ -73,7 +73,7 @@ class Relaxation:
             largest = space.superset()
         self._slicer = Slicer(largest, space.rules())
         self._cuts: dict[Key, tuple[int, bool]] = {}
-        self.operations = tuple(c.name for c in space.choices if space.mixes_operations and c.kind == "categorical")
+        self.operations = space.weighted()
         self.laws: Laws[Key] = Laws(space, self._measure, skip=self.operations)
         layers = dict(largest.named_modules(remove_duplicate=False))
         self.sources: dict[str, str] = {}

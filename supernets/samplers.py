@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
 from torch.nn import functional as F
 
-__all__ = ["AlphaSampler", "DrNASSampler", "GDASSampler", "SPOSSampler", "SoftmaxSampler"]
+__all__ = ["AlphaSampler", "DrNASSampler", "GDASSampler", "GumbelSampler", "SPOSSampler", "SoftmaxSampler"]
 
 
 class AlphaSampler(ABC):
@@ -119,6 +119,52 @@ class GDASSampler(AlphaSampler):
         soft = (noisy / self.temperature(step)).softmax(-1)
         hard = F.one_hot(noisy.argmax(-1), alpha.shape[-1]).to(alpha.dtype)
         return hard + (soft - soft.detach())
+
+    def mean(self, alpha: Tensor) -> Tensor:
+        """Return ``softmax(alpha)``, the probability that Gumbel noise makes a candidate the largest."""
+        return alpha.softmax(-1)
+
+
+@final
+class GumbelSampler(AlphaSampler):
+    """Gumbel-softmax, annealed, and straight-through at the end (Jang et al. 2017, arXiv 1611.01144, Eq. 2).
+
+    ``a = softmax((log softmax(alpha) + g) / tau)`` with ``g`` Gumbel noise; ``tau`` falls linearly. In the last steps
+    ``a`` is ``onehot(argmax)`` forward and has the gradient of the softmax backward, so that weights and alpha see what
+    will be left: a mixture of roundings is far more benign than the roundest of them.
+
+    Args:
+        steps: training steps over which ``tau`` falls.
+        tau: first and last temperature.
+        hard: share of ``steps`` at the end that is straight-through; 0: none, 1: all.
+
+    Raises:
+        ValueError: ``steps < 1``, a temperature is not above zero, or ``hard`` is no share.
+    """
+
+    def __init__(self, steps: int, tau: tuple[float, float] = (1.0, 0.3), *, hard: float = 0.3) -> None:
+        tau = (float(tau[0]), float(tau[1]))
+        if steps < 1 or min(tau) <= 0 or not 0 <= hard <= 1:
+            raise ValueError(
+                f"GumbelSampler needs steps >= 1, tau above 0 and 0 <= hard <= 1, got {steps=}, {tau=}, {hard=}"
+            )
+        self.steps = steps
+        self.tau = tau
+        self.hard = hard
+
+    def temperature(self, step: int) -> float:
+        """Return ``tau`` at ``step``."""
+        first, last = self.tau
+        return first + (last - first) * min(1.0, step / self.steps)
+
+    def sample(self, alpha: Tensor, *, step: int, generator: torch.Generator) -> Tensor:
+        """Return a draw; see :class:`AlphaSampler`."""
+        uniform = torch.rand(alpha.shape, generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
+        noisy = alpha.log_softmax(-1) - (-uniform.log()).log().to(alpha.dtype)
+        soft = (noisy / self.temperature(step)).softmax(-1)
+        if step < self.steps * (1 - self.hard):
+            return soft
+        return F.one_hot(noisy.argmax(-1), alpha.shape[-1]).to(alpha.dtype) + (soft - soft.detach())
 
     def mean(self, alpha: Tensor) -> Tensor:
         """Return ``softmax(alpha)``, the probability that Gumbel noise makes a candidate the largest."""

@@ -4,6 +4,7 @@ from nas.data.digits import DigitsData
 from nas.data.images import ImageData
 from nas.data.loader import EpochLoader
 from nas.data.module import ImageDataModule, Splits
+from nas.data.planetoid import GraphSplits, PlanetoidData
 from nas.data.speech import SpeechData
 from nas.data.tensors import Augmentation, EpochOrder, ImageSplit, Standardization, TensorLoader
 from nas.data.text import TextData, TextSplits
@@ -14,10 +15,12 @@ __all__ = [
     "DigitsData",
     "EpochLoader",
     "EpochOrder",
+    "GraphSplits",
     "ImageData",
     "ImageDataModule",
     "ImageSplit",
     "Pairs",
+    "PlanetoidData",
     "SpeechData",
     "Splits",
     "Standardization",

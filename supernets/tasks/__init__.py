@@ -7,4 +7,12 @@ from supernets.tasks.nodes import NodeClassification
 from supernets.tasks.speaker import SpeakerVerification
 from supernets.tasks.translation import Translation, greedy
 
-__all__ = ["Classification", "LanguageModelling", "NodeClassification", "SpeakerVerification", "Task", "Translation", "greedy"]
+__all__ = [
+    "Classification",
+    "LanguageModelling",
+    "NodeClassification",
+    "SpeakerVerification",
+    "Task",
+    "Translation",
+    "greedy",
+]
