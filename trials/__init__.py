@@ -17,7 +17,9 @@ from trials.urls import redact
 if TYPE_CHECKING:
     from trials.logger import TrackingLogger
     from trials.mirror import Mirror, MirrorReport, mirror_study
-    from trials.store import StoreUnavailableError, StudyNotFoundError, TrialStore
+    from trials.proxy import Proxy
+    from trials.storages import StoreUnavailableError
+    from trials.store import StudyNotFoundError, TrialStore
     from trials.tracking import ModelNotFoundError, ResolvedModel, Tracker
     from trials.tracking_address import TrackingUnavailableError, tracking_uri
 
@@ -35,6 +37,7 @@ __all__ = [
     "Outcome",
     "OutcomeFolder",
     "ProcessExecutor",
+    "Proxy",
     "ResolvedModel",
     "SerialExecutor",
     "StoreUnavailableError",
@@ -62,8 +65,9 @@ _LATER = {
     "Mirror": "trials.mirror",
     "MirrorReport": "trials.mirror",
     "ModelNotFoundError": "trials.tracking",
+    "Proxy": "trials.proxy",
     "ResolvedModel": "trials.tracking",
-    "StoreUnavailableError": "trials.store",
+    "StoreUnavailableError": "trials.storages",
     "StudyNotFoundError": "trials.store",
     "Tracker": "trials.tracking",
     "TrackingLogger": "trials.logger",

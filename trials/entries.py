@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, final
@@ -186,9 +186,9 @@ class TableEntries(Entries):
             )
             started = datetime.now(UTC).replace(tzinfo=None)
             row = {"study_id": self.study_id, "state": TrialState.RUNNING, "datetime_start": started}
-            key = connection.execute(insert(trials).values(**row)).inserted_primary_key[0]
+            key = connection.execute(insert(trials).values(**row).returning(trials.c.trial_id)).scalar_one()
             past = select(func.count()).where(trials.c.study_id == self.study_id, trials.c.trial_id < key)
-            number = int(connection.scalar(past))
+            number = connection.execute(past).scalar_one()
             params = [
                 {
                     "trial_id": key,
@@ -261,7 +261,7 @@ class TableEntries(Entries):
                     attributes[key] = {}
                 if name is not None:
                     attributes[key][name] = json.loads(value)
-            params = self._open | self._candidates(connection, max(rows, default=self._last))
+            params = {**self._open, **self._candidates(connection, max(rows, default=self._last))}
         self._last = max(rows, default=self._last)
         self._open = {key: params.get(key, {}) for key, (_, state, _) in rows.items() if not state.is_finished()}
         for key, (number, state, completed) in rows.items():
@@ -286,9 +286,7 @@ class TableEntries(Entries):
     def _set(self, connection: Connection, key: int, table: Any, attributes: Mapping[str, Any]) -> None:
         from sqlalchemy import insert
 
-        rows: Iterable[dict[str, Any]] = [
-            {"trial_id": key, "key": name, "value_json": json.dumps(value)} for name, value in attributes.items()
-        ]
+        rows = [{"trial_id": key, "key": name, "value_json": json.dumps(value)} for name, value in attributes.items()]
         if rows:
             connection.execute(insert(table).values(rows))
 

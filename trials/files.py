@@ -79,6 +79,10 @@ class OutcomeFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    def numbers(self) -> list[int]:
+        """Return the trials for which there is a file, of whatever study."""
+        return sorted(int(path.stem) for path in self.folder.glob("*.json") if path.stem.isdigit())
+
     def discard(self, number: int) -> None:
         """Forget the outcome of trial ``number``; nothing happens when there is none."""
         self.path(number).unlink(missing_ok=True)

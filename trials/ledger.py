@@ -24,12 +24,12 @@ from optuna.trial import create_trial
 
 from trials.claims import Row, Void
 from trials.entries import Entry, entries_of
-from trials.storages import StoreUnavailableError, open_storage, reaching
+from trials.storages import open_storage, reaching
 from trials.study import StudyMismatchError, StudySpec
 from trials.trial import FORMAT_VERSION, Outcome, Trial, TrialState
 from trials.urls import redact
 
-__all__ = ["Ledger", "StoreUnavailableError", "StudyNotFoundError", "read_spec", "study_names"]
+__all__ = ["Ledger", "StudyNotFoundError", "read_spec", "study_names"]
 
 _CREATION_PATIENCE_S = 2.0  # a study without a question belongs to a process that is just creating it, or died doing so
 _ROW_STATES = {

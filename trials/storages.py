@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
 
+from filelock import FileLock
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
@@ -22,7 +23,8 @@ from trials.urls import redact
 __all__ = ["StoreUnavailableError", "database_url", "open_storage", "reaching"]
 
 _CONNECT_S = 30
-_RIVALS_S = 10.0
+_SQLITE_S = 60
+_ADVISORY_LOCK = 0x6E6173  # any number, the same in every process
 _GRPC_PORT = 13000
 _POSTGRES_PORT = 5432
 _DRIVERS = ("psycopg", "psycopg2", "pg8000")
@@ -110,31 +112,41 @@ def _for_pg8000(parts: SplitResult) -> str:
 
 
 def _database(url: str) -> BaseStorage:
-    """Open a database; where several processes create its tables at once, those who come late look again."""
+    """Open a database; of several processes that find it empty at once, one creates the tables and the others wait."""
     options: dict[str, Any] = {}
     if url.startswith("sqlite"):
-        options = {"connect_args": {"timeout": 60}}
+        options = {"connect_args": {"timeout": _SQLITE_S}}
     elif url.startswith("postgresql"):
         limit = "timeout" if "+pg8000" in url else "connect_timeout"
         options = {"connect_args": {limit: _CONNECT_S}, "pool_pre_ping": True}
-    patience = time.monotonic() + _RIVALS_S
-    while True:
-        try:
-            return get_storage(RDBStorage(url, engine_kwargs=dict(options)))
-        except Exception as error:
-            if not _is_race(error) or time.monotonic() > patience:
-                raise
-            time.sleep(0.1)
+    with _creating(url, options):
+        backend = RDBStorage(url, engine_kwargs=options)
+    storage = get_storage(backend)
+    _when_gone(storage, backend.engine.dispose)
+    return storage
 
 
-def _is_race(error: BaseException | None) -> bool:
-    """Whether an error comes from tables or rows that another process was just creating."""
-    while error is not None:
-        text = str(error)
-        if type(error).__name__ == "IntegrityError" or "already exists" in text or "pg_type_typname" in text:
-            return True
-        error = error.__cause__
-    return False
+@contextmanager
+def _creating(url: str, options: Mapping[str, Any]) -> Iterator[None]:
+    """Hold the right to create tables: a lock of PostgreSQL, a lock file beside a database file, else nothing."""
+    from sqlalchemy import NullPool, create_engine, func, make_url, select
+
+    place = make_url(url)
+    if place.get_backend_name() == "postgresql":
+        engine = create_engine(url, connect_args=options["connect_args"], poolclass=NullPool)
+        with engine.connect() as connection:
+            connection.execute(select(func.pg_advisory_lock(_ADVISORY_LOCK)))
+            yield
+    elif place.get_backend_name() == "sqlite" and place.database and place.database != ":memory:":
+        with FileLock(f"{place.database}.lock"):
+            yield
+    else:
+        yield
+
+
+def _when_gone(storage: BaseStorage, close: Callable[[], object]) -> None:
+    """Close the connections of a storage that nobody holds any more."""
+    weakref.finalize(storage, close).atexit = False
 
 
 def _proxy(url: str) -> BaseStorage:
@@ -148,10 +160,8 @@ def _proxy(url: str) -> BaseStorage:
         storage = GrpcStorageProxy(host=parts.hostname, port=parts.port or _GRPC_PORT)
     try:
         storage.wait_server_ready(timeout=_CONNECT_S / 3)
-    except BaseException:
-        with suppress(Exception):
-            storage.close()
-        raise
+    finally:
+        _when_gone(storage, storage._channel.close)
     return storage
 
 

@@ -19,7 +19,8 @@ from typing import Self
 
 from trials.claims import Claims, Row, Void
 from trials.files import OutcomeFolder
-from trials.ledger import Ledger, StoreUnavailableError, StudyNotFoundError, read_spec, study_names
+from trials.ledger import Ledger, StudyNotFoundError, read_spec, study_names
+from trials.storages import StoreUnavailableError
 from trials.study import StudySpec
 from trials.trial import Candidate, Outcome, Trial, TrialState
 from trials.worker import Heartbeat, Worker
@@ -36,7 +37,8 @@ class TrialStore:
     most one trial, however many processes ask for it.
 
     Args:
-        url: Path of a journal file, or a database URL (``sqlite:///...``, ``postgresql://...``).
+        url: Path of a journal file, a database URL (``sqlite:///...``, ``postgresql://...``), or ``grpc://HOST:PORT``
+            for Optuna's proxy in front of a database.
         spec: The question of the study; created when missing, compared when there.
         runs: Folder under which outcome files lie, in ``<runs>/<study>/outcomes``.
         heartbeat_s: Seconds between two signs of life of running trials.
@@ -45,7 +47,7 @@ class TrialStore:
         settle: Whether to settle at once what dead processes left; a mere reader does not.
 
     Raises:
-        StoreUnavailableError: If the storage cannot be opened.
+        StoreUnavailableError: If the storage cannot be opened; every method raises it while the storage is away.
         StudyMismatchError: If the study exists and asks another question.
         ValueError: If the heartbeat is not positive and shorter than the lease.
     """
@@ -154,29 +156,15 @@ class TrialStore:
         Raises:
             ValueError: If the trial is unknown, still running, misses an objective, or is finished already with
                 another outcome.
+            StoreUnavailableError: If the storage is away; the outcome is kept as a file, for whoever opens the study
+                on this machine next.
         """
         outcome = self._settle(trial.outcome())
-        with self._lock:
-            self._refresh()
-            row = self._claims.row(trial.number)
-            if row is None or row.trial.arch_id != trial.arch_id:
-                raise ValueError(
-                    f"trial {trial.number} ({trial.arch_id}) must have been begun in study {self.spec.name!r}; "
-                    "it is not there"
-                )
-            if not row.closed and row.void is None:
-                self._ledger.close(row, outcome)
-                self._refresh()
-                row = self._claims.row(trial.number) or row
-            self._mine.discard(trial.number)
-            self.outcomes.discard(trial.number)
-            if row.void is not None:
-                return self._claim(trial, outcome)
-            if _result(row.trial.outcome()) != _result(outcome):
-                raise ValueError(
-                    f"trial {trial.number} is finished already with another outcome; finished trials never change"
-                )
-            return row.trial
+        try:
+            return self._record(trial, outcome)
+        except StoreUnavailableError as error:
+            self.outcomes.write(trial.number, outcome)
+            raise StoreUnavailableError(f"{error} (trial {trial.number} waits in {self.outcomes.folder})") from error
 
     def trials(self) -> list[Trial]:
         """Return the trial of every architecture begun so far, by number."""
@@ -231,6 +219,10 @@ class TrialStore:
             orphans = [row for row in self._claims.open_rows() if row.void is not None or not self.alive(row.trial)]
             for row in orphans:
                 self._settle_orphan(row, Void.LOST)
+            for number in self.outcomes.numbers():
+                known = self._claims.row(number)
+                if known is not None and known.closed and known.void is None:
+                    self.outcomes.discard(number)  # its process died between recording and removing it
             return len(orphans)
 
     def note(self, key: str) -> str | None:
@@ -242,12 +234,22 @@ class TrialStore:
         self._ledger.set_note(key, value)
 
     def close(self) -> None:
-        """Give back the running trials of this store, so that any process may begin them again at once."""
+        """Give back the running trials of this store, so that any process may begin them again at once.
+
+        While the storage is away they stay as they are, and are settled as those of a dead process.
+        """
         if self._heartbeat is not None:
             self._heartbeat.stop()
             self._heartbeat = None
+        try:
+            self._release()
+        except StoreUnavailableError as error:
+            _logger.warning("running trials could not be given back: %s", error)
+
+    def _release(self) -> None:
         with self._lock:
-            self._refresh()
+            if self._mine:
+                self._refresh()
             for number in sorted(self._mine):
                 row = self._claims.row(number)
                 if row is not None and not row.closed:
@@ -295,6 +297,29 @@ class TrialStore:
                 self._mine.add(number)
                 if self._heartbeat is None:
                     self._heartbeat = Heartbeat(self._beat, self.heartbeat_s)
+            return row.trial
+
+    def _record(self, trial: Trial, outcome: Outcome) -> Trial | None:
+        with self._lock:
+            self._refresh()
+            row = self._claims.row(trial.number)
+            if row is None or row.trial.arch_id != trial.arch_id:
+                raise ValueError(
+                    f"trial {trial.number} ({trial.arch_id}) must have been begun in study {self.spec.name!r}; "
+                    "it is not there"
+                )
+            if not row.closed and row.void is None:
+                self._ledger.close(row, outcome)
+                self._refresh()
+                row = self._claims.row(trial.number) or row
+            self._mine.discard(trial.number)
+            self.outcomes.discard(trial.number)
+            if row.void is not None:
+                return self._claim(trial, outcome)
+            if _result(row.trial.outcome()) != _result(outcome):
+                raise ValueError(
+                    f"trial {trial.number} is finished already with another outcome; finished trials never change"
+                )
             return row.trial
 
     def _settle(self, outcome: Outcome) -> Outcome:

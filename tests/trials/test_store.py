@@ -27,6 +27,7 @@ from trials import (
     write_atomically,
 )
 from trials.files import JournalLock
+from trials.storages import open_storage
 from trials.worker import Worker
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -38,11 +39,11 @@ def kind(request):
 
 
 @pytest.fixture
-def url(kind, tmp_path):
-    return str(tmp_path / "s.journal") if kind == "journal" else f"sqlite:///{tmp_path}/s.db"
+def url(kind, storage_url):
+    return storage_url(kind)
 
 
-both_kinds = pytest.mark.parametrize("kind", ["journal", "sqlite"], indirect=True)
+every_storage = pytest.mark.parametrize("kind", ["journal", "sqlite", "postgresql", "grpc"], indirect=True)
 
 
 @pytest.fixture
@@ -61,13 +62,10 @@ def run_search(root, here, **arguments):
 
 
 def load_with_optuna(url, name="study"):
-    storage = url
-    if "://" not in url:
-        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(url))
-    return optuna.load_study(study_name=name, storage=storage)
+    return optuna.load_study(study_name=name, storage=open_storage(url))
 
 
-@both_kinds
+@every_storage
 def test_a_trial_is_begun_finished_and_read_back_by_anyone(store):
     architecture = architectures()[3]
     begun = begin(store, architecture, seed=2**62, provenance={"weights": "w0", "space": "d1"})
@@ -84,7 +82,7 @@ def test_a_trial_is_begun_finished_and_read_back_by_anyone(store):
     assert TrialStore.load(store.url, "study").trials() == [done]
 
 
-@both_kinds
+@every_storage
 def test_candidates_keep_their_type(store):
     some = architectures()[5:9]
     for architecture in some:
@@ -112,7 +110,7 @@ def test_an_architecture_has_one_trial(store):
     assert len(other.trials()) == 1
 
 
-@both_kinds
+@every_storage
 def test_the_loser_of_a_race_retires_its_row(store):
     """The other process appends its row between our look and our append."""
     architecture = architectures()[0]
@@ -134,7 +132,7 @@ def test_the_loser_of_a_race_retires_its_row(store):
     assert store.interrupted()[0].number == 0
 
 
-@both_kinds
+@every_storage
 def test_a_trial_that_breaks_a_limit_is_infeasible_with_its_violation(store):
     architecture = {**architectures()[-1], "width": 32, "depth": 2}
     trial = complete(store, architecture)
@@ -156,7 +154,7 @@ def test_a_failure_is_data_and_final(store):
     assert store.interrupted() == []
 
 
-@both_kinds
+@every_storage
 def test_an_outcome_without_evaluation_needs_one_write(store):
     architecture = architectures()[0]
     measured = {"params": Measurement(500.0, "1", "minimize")}
@@ -192,7 +190,7 @@ def test_a_running_trial_closed_by_another_tool_has_failed(store):
     assert store.get(0).error == "trial was closed by another tool"
 
 
-@both_kinds
+@every_storage
 def test_finished_trials_never_change(store):
     architecture = architectures()[0]
     begun = begin(store, architecture)
@@ -334,7 +332,7 @@ def test_a_silent_process_on_another_host_loses_its_trial_after_the_lease(url, t
         opened.close()
 
 
-@both_kinds
+@every_storage
 def test_the_result_of_a_process_taken_for_dead_is_kept_if_nobody_else_tried(url, tmp_path, monkeypatch):
     architecture = architectures()[0]
     zombie = TrialStore(url, spec(), runs=tmp_path)
@@ -363,7 +361,7 @@ def test_an_architecture_whose_process_keeps_dying_fails_for_good(url, tmp_path,
     assert begin(store, architecture) is None
 
 
-@both_kinds
+@every_storage
 def test_closing_gives_running_trials_back_without_counting_an_attempt(store):
     begun = begin(store, architectures()[0])
     kept = begin(store, architectures()[1])
@@ -406,21 +404,18 @@ def test_a_search_killed_at_any_step_loses_and_repeats_nothing(step, tmp_path, h
     assert not [row for row in load_with_optuna(url).trials if row.state.name == "RUNNING"]
 
 
-@both_kinds
-def test_two_processes_share_a_study(kind, url, tmp_path, here, root):
+@pytest.mark.parametrize("kind", ["journal", "sqlite", "postgresql"], indirect=True)
+def test_two_processes_share_a_study(kind, url, tmp_path, here, root, request):
+    """One of the two reaches PostgreSQL through the proxy."""
     logs = [tmp_path / "a", tmp_path / "b"]
+    urls = [url, request.getfixturevalue("proxy") if kind == "postgresql" else url]
     TrialStore(url, spec(), runs=tmp_path).close()
+    most = None if kind == "journal" else 5
     workers = [
         run_search(
-            root,
-            here,
-            url=url,
-            runs=str(tmp_path),
-            log=str(log),
-            ready=str(tmp_path / f"ready{index}"),
-            most=5 if kind == "sqlite" else None,
+            root, here, url=each, runs=str(tmp_path), log=str(log), ready=str(tmp_path / f"ready{log.name}"), most=most
         )
-        for index, log in enumerate(logs)
+        for each, log in zip(urls, logs, strict=True)
     ]
     while len(list(tmp_path.glob("ready*"))) < 2:
         time.sleep(0.01)
@@ -429,7 +424,7 @@ def test_two_processes_share_a_study(kind, url, tmp_path, here, root):
     evaluated = [log.read_text().split() if log.exists() else [] for log in logs]
     trials = TrialStore.load(url, "study").trials()
     assert sorted(evaluated[0] + evaluated[1]) == sorted(trial.arch_id for trial in trials)
-    assert len({trial.arch_id for trial in trials}) == len(trials) == (10 if kind == "sqlite" else len(architectures()))
+    assert len({trial.arch_id for trial in trials}) == len(trials) == (10 if most else len(architectures()))
 
 
 def test_a_reader_settles_nothing(store, tmp_path, here, root):
