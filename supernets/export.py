@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from supernets.calibration import uncalibrated
+from supernets.deployment import QuantizedLayer
 from supernets.formats import Format, file_format
 
-__all__ = ["MANIFEST", "TOLERANCE", "ExportError", "Exported", "export"]
+__all__ = ["MANIFEST", "ExportError", "Exported", "export"]
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
-TOLERANCE = 1e-5
 
 
 class ExportError(ValueError):
@@ -54,22 +54,27 @@ def export(
     formats: Sequence[str] = ("safetensors", "pt2"),
     manifest: Mapping[str, Any],
     reference: Callable[..., Any] | None = None,
+    quantized: Mapping[str, QuantizedLayer] | None = None,
     allow_uncalibrated: bool = False,
     overwrite: bool = False,
 ) -> Exported:
     """Write ``module`` to ``folder`` in every format asked, each read back from disk and compared.
 
     Each file is run on ``inputs`` and on random inputs of another batch size; the largest absolute difference to
-    ``reference`` is kept in the manifest, and one above 1e-5 of the largest output (or of 1) is an error. The folder
-    appears complete or not at all. Equal modules and manifests give equal bytes in ``model.safetensors``.
+    ``reference`` is kept in the manifest, and one above 1e-5 of the largest output (or of 1) is an error. In
+    ``onnx-lowbit``, whose products round their inputs to 8 bits, 0.1 is, and the graph is checked without that rounding
+    too. The folder appears complete or not at all. Equal modules and manifests give equal bytes in
+    ``model.safetensors``.
 
     Args:
         module: an extracted subnetwork: in evaluation mode, on the CPU, owning its tensors, calibrated.
         inputs: example inputs; dimension 0 of each is the batch.
         folder: to be created, or empty, or an earlier export with ``overwrite``.
-        formats: of ``"safetensors"``, ``"pt2"`` and ``"onnx"``.
+        formats: of ``"safetensors"``, ``"pt2"``, ``"onnx"`` and ``"onnx-lowbit"``.
         manifest: JSON values to record, e.g. architecture and versions; the same for equal requests.
         reference: what the outputs must equal, e.g. the functional call of the supernet; ``module`` by default.
+        quantized: module name -> integers of its weight, which ``onnx-lowbit`` packs
+            (:func:`supernets.deployment.quantized_layers`).
         allow_uncalibrated: export although batch-norm statistics were never computed.
         overwrite: replace an earlier export in ``folder``.
 
@@ -82,7 +87,7 @@ def export(
         ModuleNotFoundError: an optional library is missing.
     """
     target = Path(folder)
-    chosen = _formats(formats)
+    chosen = _formats(formats, quantized)
     _check_module(module, allow_uncalibrated=allow_uncalibrated)
     probes = _probes(inputs)
     expected = [_run(reference or module, probe) for probe in probes]
@@ -96,13 +101,14 @@ def export(
         files, parity = {}, {}
         for form in chosen:
             path = draft / form.filename
-            parity[form.name] = _write(form, module, path, record=record, probes=probes, expected=expected)
+            parity[form.name], facts = _write(form, module, path, record=record, probes=probes, expected=expected)
             files[form.filename] = {
                 "format": form.name,
                 "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
                 "bytes": path.stat().st_size,
                 "parity": parity[form.name],
                 "load": list(form.usage),
+                **facts,
             }
         record |= {"files": files, "versions": {"torch": torch.__version__}}
         (draft / MANIFEST).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -115,11 +121,11 @@ def export(
     return Exported(target, paths, parity, record["parameters"], record)
 
 
-def _formats(names: Sequence[str]) -> list[Format]:
+def _formats(names: Sequence[str], quantized: Mapping[str, QuantizedLayer] | None) -> list[Format]:
     if isinstance(names, str) or not names:
         raise ExportError(f"formats must be a list of at least one format, got {names!r}")
     try:
-        chosen = [file_format(name) for name in dict.fromkeys(names)]
+        chosen = [file_format(name, quantized) for name in dict.fromkeys(names)]
     except ValueError as error:
         raise ExportError(str(error)) from error
     for form in chosen:
@@ -229,10 +235,10 @@ def _write(
     record: Mapping[str, Any],
     probes: Sequence[tuple[Tensor, ...]],
     expected: Sequence[Sequence[Tensor]],
-) -> float:
-    """Write one file, read it back, and return how far its outputs are from ``expected``."""
+) -> tuple[float, Mapping[str, Any]]:
+    """Write one file, read it back, and return how far its outputs are from ``expected``, and what was said of it."""
     try:
-        form.write(module, probes[-1], path, record)
+        facts = form.write(module, probes[-1], path, record)
         loaded = form.read(module, path)
         outputs = [_run(loaded.call, probe) for probe in probes]
     except OSError:
@@ -243,7 +249,7 @@ def _write(
             f"{record['module']} cannot be exported as {form.name}: {reason}; leave {form.name!r} out of formats, or "
             "make forward traceable for any batch size"
         ) from error
-    if loaded.parameters != record["parameters"]:
+    if loaded.parameters not in (None, record["parameters"]):
         raise ExportError(
             f"{form.filename} must hold the module's {record['parameters']} parameters, but holds {loaded.parameters}; "
             "are some created or frozen inside forward?"
@@ -257,14 +263,14 @@ def _write(
             )
         for left, right in zip(wanted, given, strict=True):
             difference = (left.double() - right.double()).abs().max().item() if left.numel() else 0.0
-            bound = TOLERANCE * max(1.0, left.abs().max().item() if left.numel() else 0.0)
+            bound = form.tolerance * max(1.0, left.abs().max().item() if left.numel() else 0.0)
             if not difference <= bound:
                 raise ExportError(
                     f"{form.filename} must give the outputs of the reference within {bound:.1e}, but differs by "
                     f"{difference:.1e}"
                 )
             worst = max(worst, difference)
-    return worst
+    return worst, facts
 
 
 def _publish(draft: Path, target: Path) -> None:

@@ -1,98 +1,21 @@
 """File formats of an exported module: how each is written and read back."""
 
-import contextlib
 import copy
-import importlib.util
 import json
-import logging
-import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from supernets.deployment import QuantizedLayer
+from supernets.format import Format, Loaded, quiet, require_onnx, traced
+from supernets.lowbit import LowBitOnnxFormat
+
 __all__ = ["FORMATS", "Format", "Loaded", "OnnxFormat", "Pt2Format", "SafetensorsFormat", "file_format"]
 
-FORMATS = ("safetensors", "pt2", "onnx")
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What was read back from a file.
-
-    Attributes:
-        call: runs the model that the file holds, positional tensors in, its outputs as they come.
-        parameters: number of trainable values in the file, tied ones once.
-    """
-
-    call: Callable[..., Any]
-    parameters: int
-
-
-class Format(ABC):
-    """Writes one module to one file and reads it back.
-
-    Attributes:
-        name: as users spell it.
-        filename: of the file in the export folder.
-        usage: lines of Python that load the file without this project.
-    """
-
-    name: ClassVar[str]
-    filename: ClassVar[str]
-    usage: ClassVar[tuple[str, ...]]
-
-    @abstractmethod
-    def require(self) -> None:
-        """Check that the libraries the format needs are installed.
-
-        Raises:
-            ModuleNotFoundError: one is missing; the message says how to get it.
-        """
-
-    @abstractmethod
-    def write(self, module: nn.Module, inputs: tuple[Tensor, ...], path: Path, metadata: Mapping[str, Any]) -> None:
-        """Write ``module``.
-
-        Args:
-            module: in evaluation mode, on the CPU.
-            inputs: example inputs with at least two examples; dimension 0 of each is the batch.
-            path: file to write.
-            metadata: JSON values to keep in the file where the format has a place for them.
-        """
-
-    @abstractmethod
-    def read(self, module: nn.Module, path: Path) -> Loaded:
-        """Read the file at ``path``; ``module`` gives names only, never values."""
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what tracing says about its own internals."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-def _trace(module: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
-    """Return the traced module, its batch size left open and without the source paths of this machine."""
-    batch = torch.export.Dim("batch")
-    program = torch.export.export(module, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)
-    return program
+FORMATS = ("safetensors", "pt2", "onnx", "onnx-lowbit")
 
 
 class SafetensorsFormat(Format):
@@ -113,7 +36,9 @@ class SafetensorsFormat(Format):
     def require(self) -> None:
         """Do nothing: the library is always there."""
 
-    def write(self, module: nn.Module, inputs: tuple[Tensor, ...], path: Path, metadata: Mapping[str, Any]) -> None:
+    def write(
+        self, module: nn.Module, inputs: tuple[Tensor, ...], path: Path, metadata: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
         """Write the tensors of ``module``; see :class:`Format`."""
         from safetensors.torch import save
 
@@ -123,6 +48,7 @@ class SafetensorsFormat(Format):
         tensors = {name: state[name].detach().contiguous() for name in first.values()}
         text = json.dumps(metadata, sort_keys=True, separators=(",", ":"))
         path.write_bytes(save(tensors, metadata={"weightloom": text}))
+        return {}
 
     def read(self, module: nn.Module, path: Path) -> Loaded:
         """Return a copy of ``module`` that holds the values of the file; see :class:`Format`."""
@@ -152,16 +78,19 @@ class Pt2Format(Format):
     def require(self) -> None:
         """Do nothing: the exporter is part of PyTorch."""
 
-    def write(self, module: nn.Module, inputs: tuple[Tensor, ...], path: Path, metadata: Mapping[str, Any]) -> None:
+    def write(
+        self, module: nn.Module, inputs: tuple[Tensor, ...], path: Path, metadata: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
         """Trace ``module`` with any batch size; see :class:`Format`."""
         text = json.dumps(metadata, sort_keys=True, separators=(",", ":"))
-        with _quiet():
-            torch.export.save(_trace(module, inputs), path, extra_files={"weightloom.json": text})
+        with quiet():
+            torch.export.save(traced(module, inputs), path, extra_files={"weightloom.json": text})
+        return {}
 
     def read(self, module: nn.Module, path: Path) -> Loaded:
         """Load the program; see :class:`Format`."""
         del module
-        with _quiet():
+        with quiet():
             program = torch.export.load(path)
             distinct = {parameter.data_ptr(): parameter for parameter in program.parameters()}  # tied: one storage
             return Loaded(program.module(), sum(parameter.numel() for parameter in distinct.values()))
@@ -184,20 +113,18 @@ class OnnxFormat(Format):
 
     def require(self) -> None:
         """Check for onnx, onnxscript and onnxruntime; see :class:`Format`."""
-        missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-        if missing:
-            raise ModuleNotFoundError(
-                f"the onnx format needs {', '.join(missing)}, which is not installed; "
-                "run `pip install 'weightloom[onnx]'`"
-            )
+        require_onnx(self.name)
 
-    def write(self, module: nn.Module, inputs: tuple[Tensor, ...], path: Path, metadata: Mapping[str, Any]) -> None:
+    def write(
+        self, module: nn.Module, inputs: tuple[Tensor, ...], path: Path, metadata: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
         """Translate the traced module; see :class:`Format`."""
-        with _quiet():
-            program = torch.onnx.export(_trace(module, inputs), inputs, dynamo=True, optimize=False, verbose=False)
+        with quiet():
+            program = torch.onnx.export(traced(module, inputs), inputs, dynamo=True, optimize=False, verbose=False)
             assert program is not None  # noqa: S101 - only the legacy exporter returns nothing
             program.model.metadata_props["weightloom"] = json.dumps(metadata, sort_keys=True, separators=(",", ":"))
             program.save(str(path))
+        return {}
 
     def read(self, module: nn.Module, path: Path) -> Loaded:
         """Open the file in onnxruntime; see :class:`Format`."""
@@ -216,11 +143,15 @@ class OnnxFormat(Format):
         return Loaded(call, sum(torch.Size(shape).numel() for name, shape in shapes.items() if name in names))
 
 
-def file_format(name: str) -> Format:
+def file_format(name: str, quantized: Mapping[str, QuantizedLayer] | None = None) -> Format:
     """Return the format called ``name``.
 
+    Args:
+        name: one of ``FORMATS``.
+        quantized: module name -> integers of the quantised weights, which ``onnx-lowbit`` packs.
+
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or nothing is quantised that it could pack.
     """
     match name:
         case "safetensors":
@@ -229,5 +160,7 @@ def file_format(name: str) -> Format:
             return Pt2Format()
         case "onnx":
             return OnnxFormat()
+        case "onnx-lowbit":
+            return LowBitOnnxFormat(quantized or {})
         case _:
             raise ValueError(f"format must be one of {FORMATS}, got {name!r}")

@@ -1,0 +1,109 @@
+"""What a file format of an exported module does, and the trace that two of them begin with."""
+
+import contextlib
+import importlib.util
+import logging
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Format", "Loaded", "quiet", "require_onnx", "traced"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was read back from a file.
+
+    Attributes:
+        call: runs the model that the file holds, positional tensors in, its outputs as they come.
+        parameters: number of trainable values in the file, tied ones once; ``None`` where the file merges them.
+    """
+
+    call: Callable[..., Any]
+    parameters: int | None
+
+
+class Format(ABC):
+    """Writes one module to one file and reads it back.
+
+    Attributes:
+        name: as users spell it.
+        filename: of the file in the export folder.
+        usage: lines of Python that load the file without this project.
+        tolerance: largest difference from the module's outputs, as a part of the largest output (or of 1).
+    """
+
+    name: ClassVar[str]
+    filename: ClassVar[str]
+    usage: ClassVar[tuple[str, ...]]
+    tolerance: ClassVar[float] = 1e-5
+
+    @abstractmethod
+    def require(self) -> None:
+        """Check that the libraries the format needs are installed.
+
+        Raises:
+            ModuleNotFoundError: one is missing; the message says how to get it.
+        """
+
+    @abstractmethod
+    def write(
+        self, module: nn.Module, inputs: tuple[Tensor, ...], path: Path, metadata: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Write ``module`` and return what the manifest should say of the file beside the usual.
+
+        Args:
+            module: in evaluation mode, on the CPU.
+            inputs: example inputs with at least two examples; dimension 0 of each is the batch.
+            path: file to write.
+            metadata: JSON values to keep in the file where the format has a place for them.
+        """
+
+    @abstractmethod
+    def read(self, module: nn.Module, path: Path) -> Loaded:
+        """Read the file at ``path``; ``module`` gives names only, never values."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what tracing says about its own internals."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def traced(module: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    """Return the traced module, its batch size left open and without the source paths of this machine."""
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(module, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def require_onnx(format: str) -> None:
+    """Check for onnx, onnxscript and onnxruntime.
+
+    Raises:
+        ModuleNotFoundError: one is missing; the message says how to get it.
+    """
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"the {format} format needs {', '.join(missing)}, which is not installed; "
+            "run `pip install 'weightloom[onnx]'`"
+        )
