@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "nas.allocation": ("BitAllocation", "BitCost", "RateDistortion", "SelectedArchitecture"),
     "nas.bitops": ("BitOps",),
     "nas.buffers": ("BufferSize",),
     "nas.conditioned": ("ConditionedNetwork",),
