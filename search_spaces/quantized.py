@@ -196,6 +196,14 @@ class QuantizedSpace(SearchSpace):
         )
         return weights, inputs
 
+    def bit_choices(self, layer: str) -> tuple[str | None, str | None]:
+        """Return the names of the choices of the weight bits and the input bits of a layer; ``None``: they are fixed.
+
+        Layers of a group share them.
+        """
+        weights, inputs = (given if isinstance(given, str) else None for given in self._bits[layer])
+        return weights, inputs
+
     def signed_input(self, layer: str) -> bool:
         """Return whether the input of a quantised layer may be negative."""
         return self._known[layer].signed

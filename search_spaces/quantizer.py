@@ -125,7 +125,7 @@ def _before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return args, kwargs | {"input": quantizer(kwargs["input"])}
 
 
-def quantize_input(layer: nn.Module, quantizer: InputQuantizer) -> None:
+def quantize_input(layer: nn.Module, quantizer: nn.Module) -> None:
     """Put ``quantizer`` in front of ``layer``, in place, as its submodule ``input_quantizer``.
 
     The layer stays of its own class and keeps the names of its tensors; copies of it are quantised too.

@@ -19,12 +19,14 @@ from supernets.mixed_growth import MixedNetwork
 from supernets.mixture import MixtureWeights
 from supernets.persistence import CheckpointError, CheckpointMismatchError, load, load_weights, read_card, save, trusted
 from supernets.places import GrowthError
+from supernets.post_training import fit_scales
 from supernets.progressive import ProgressiveRule, ShrinkingStage
 from supernets.quantized import QuantizedWeights
 from supernets.quantizers import LSQ, SBS, Binary, Codes, FixedPoint, StatsQ, Ternary, WeightQuantizer
 from supernets.relaxation import Relaxation, RelaxationError
 from supernets.rules import SamplingRule, SandwichRule, Score, SingleRule, Slot, UniformRule
 from supernets.samplers import AlphaSampler, DrNASSampler, GDASSampler, GumbelSampler, SoftmaxSampler, SPOSSampler
+from supernets.sbs import BitCosts, SBSRule
 from supernets.schedules import ConstantEnding, Cosine, Restarts
 from supernets.sorting import importance, sort_channels
 from supernets.supernet import Supernet
@@ -48,6 +50,7 @@ __all__ = [
     "AttentiveRule",
     "Binary",
     "Bins",
+    "BitCosts",
     "CheckpointError",
     "CheckpointMismatchError",
     "Classification",
@@ -84,6 +87,7 @@ __all__ = [
     "Relaxation",
     "RelaxationError",
     "Restarts",
+    "SBSRule",
     "SPOSSampler",
     "SamplingRule",
     "SandwichRule",
@@ -110,6 +114,7 @@ __all__ = [
     "calibration_batches",
     "card",
     "export",
+    "fit_scales",
     "fit_temperature",
     "grow",
     "grow_mixed",

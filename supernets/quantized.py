@@ -12,10 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from search_spaces import FULL_PRECISION, Architecture, QuantizedSpace, SearchSpace, Slicer, TensorSlice
+from search_spaces import (
+    FULL_PRECISION,
+    Architecture,
+    QuantizedSpace,
+    RelaxedArchitecture,
+    SearchSpace,
+    Slicer,
+    TensorSlice,
+)
 from search_spaces.quantizer import input_range
+from supernets.bit_gates import residual_metric
 from supernets.calibration import UncalibratedError
 from supernets.quantizers import LSQ, Codes, WeightQuantizer
+from supernets.relaxed_bits import BitRelaxation, pinned, superposed
 from supernets.scales import ScaleBank
 from supernets.skeletons import ThreadCache
 from supernets.weights import SharedWeights, WeightSource
@@ -83,6 +93,7 @@ class QuantizedWeights(WeightSource):
         self.was_observed: Tensor
         self.register_buffer("was_observed", torch.tensor(False))
         self._seen = False
+        self._bit_relaxation: BitRelaxation | None = None
 
     def _find_witnesses(self) -> dict[str, Architecture]:
         """Layer -> an architecture without bits that has it, the largest where possible."""
@@ -213,11 +224,7 @@ class QuantizedWeights(WeightSource):
         Raises:
             UncalibratedError: no input was ever observed.
         """
-        if not self.observed:
-            raise UncalibratedError(
-                "scales of quantised inputs start from data, and no data was seen yet; train the supernet, or call "
-                "source.observe([inputs]) with a batch, or set QuantizedSpace.input_bits to null"
-            )
+        self._require_observed()
         base = self.quantized_space.base(architecture)
         tensors: dict[str, Tensor] = self.wrapped(base)
         made: dict[int, Tensor] = {}
@@ -225,13 +232,79 @@ class QuantizedWeights(WeightSource):
         for layer, (weight_bits, input_bits) in self.quantized_space.bitwidths(architecture).items():
             if weight_bits < FULL_PRECISION:
                 weight = tensors[f"{layer}.weight"]
-                made[id(weight)] = self.quantizer(weight, weight_bits, self._scale(layer, weight_bits, base))
+                made[id(weight)] = self.quantizer(weight, weight_bits, self.scale(layer, weight_bits, base))
             if input_bits < FULL_PRECISION:
                 scales[f"{layer}.input_quantizer.scale"] = self.input_scales(layer, input_bits)
         return {name: made.get(id(tensor), tensor) for name, tensor in tensors.items()} | scales
 
-    def _scale(self, layer: str, bits: int, base: Architecture) -> Tensor | None:
-        """Return the learned scale of a weight, cut to its channels."""
+    def _require_observed(self) -> None:
+        if not self.observed:
+            raise UncalibratedError(
+                "scales of quantised inputs start from data, and no data was seen yet; train the supernet, or call "
+                "source.observe([inputs]) with a batch, or set QuantizedSpace.input_bits to null"
+            )
+
+    @property
+    def relaxation(self) -> BitRelaxation:  # type: ignore[override]
+        """Runs a network with several bitwidths at once; other choices cannot be relaxed here."""
+        if self._bit_relaxation is None:
+            self._bit_relaxation = BitRelaxation(self.quantized_space, self.wrapped.skeletons)
+        return self._bit_relaxation
+
+    def relaxed(self, architecture: RelaxedArchitecture) -> dict[str, Tensor]:
+        """Return the tensors of the one network in ``architecture``, its weights mixed over bitwidths.
+
+        For :attr:`relaxation`, which mixes inputs by the ``scales`` and ``shares`` among them.
+
+        Raises:
+            TypeError: ``architecture`` mixes something else than bits.
+            UncalibratedError: no input was ever observed.
+        """
+        self._require_observed()
+        space = self.quantized_space
+        base = pinned(space, architecture)
+        tensors: dict[str, Tensor] = self.wrapped(base)
+        made: dict[int, Tensor] = {}
+        added: dict[str, Tensor] = {}
+        for layer in space.bitwidths(space.architecture({**space.largest(), **base})):
+            weight = tensors[f"{layer}.weight"]
+            (of_weight, of_input), (weight_bits, input_bits) = space.bit_choices(layer), space.options(layer)
+            at = functools.partial(self._at, layer, weight, base)
+            if of_weight is None:
+                made[id(weight)] = at(weight_bits[0])
+            else:
+                made[id(weight)] = superposed([functools.partial(at, b) for b in weight_bits], architecture[of_weight])
+                self.relaxation.note(of_weight, self._residuals(layer, weight, base, weight_bits[:-1]))
+            prefix = f"{layer}.input_quantizer"
+            scales = [self.input_scales(layer, b) if b < FULL_PRECISION else weight.new_ones(()) for b in input_bits]
+            if of_input is not None:
+                added |= {f"{prefix}.scales": torch.stack(scales), f"{prefix}.shares": architecture[of_input]}
+            elif input_bits[0] < FULL_PRECISION:
+                added[f"{prefix}.scale"] = scales[0]
+        return {name: made.get(id(tensor), tensor) for name, tensor in tensors.items()} | added
+
+    def _at(self, layer: str, weight: Tensor, base: Architecture, bits: int) -> Tensor:
+        """Return a weight at ``bits``."""
+        return weight if bits == FULL_PRECISION else self.quantizer(weight, bits, self.scale(layer, bits, base))
+
+    @torch.no_grad()
+    def _residuals(self, layer: str, weight: Tensor, base: Architecture, bits: Sequence[int]) -> Tensor:
+        """Return the metric of what each of ``bits`` leaves of a weight."""
+        found = []
+        for b in bits:
+            step = self.quantizer.step(weight, b, self.scale(layer, b, base))
+            low, high = (place + self.quantizer.offset for place in self.quantizer.bounds(b))
+            found.append(residual_metric(weight, self._at(layer, weight, base, b), step, (low, high)))
+        return torch.stack(found)
+
+    @torch.no_grad()
+    def set_scale(self, layer: str, bits: int, base: Architecture, scale: Tensor) -> None:
+        """Set the learned scale of a weight, of the channels that ``base`` has."""
+        stored = self.weight_scales.stored(layer, self._key(bits))
+        (self._parts(base)[layer](stored) if stored.ndim else stored).copy_(scale.log())
+
+    def scale(self, layer: str, bits: int, base: Architecture) -> Tensor | None:
+        """Return the learned scale of a weight, cut to its channels; ``None`` where scales are not learned."""
         if not self.quantizer.learned:
             return None
         scale: Tensor = self.weight_scales(layer, self._key(bits))
@@ -246,7 +319,7 @@ class QuantizedWeights(WeightSource):
         base = self.quantized_space.base(architecture)
         tensors: dict[str, Tensor] = self.wrapped(base)
         return {
-            f"{layer}.weight": self.quantizer.codes(tensors[f"{layer}.weight"], bits, self._scale(layer, bits, base))
+            f"{layer}.weight": self.quantizer.codes(tensors[f"{layer}.weight"], bits, self.scale(layer, bits, base))
             for layer, (bits, _) in self.quantized_space.bitwidths(architecture).items()
             if bits < FULL_PRECISION
         }

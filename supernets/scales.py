@@ -49,18 +49,22 @@ class ScaleBank(nn.Module):
         """Add a scale; not a number for one that is to be set later."""
         self.register_parameter(self._key(layer, bits), nn.Parameter(value.detach().log()))
 
-    def set(self, layer: str, bits: int, value: Tensor) -> Tensor:
-        """Set a scale and return the parameter that holds it."""
+    def stored(self, layer: str, bits: int) -> Tensor:
+        """Return the parameter that holds the logarithm of a scale."""
         parameter = self._parameters[self._key(layer, bits)]
         assert parameter is not None  # noqa: S101 - added
+        return parameter
+
+    def set(self, layer: str, bits: int, value: Tensor) -> Tensor:
+        """Set a scale and return the parameter that holds it."""
+        parameter = self.stored(layer, bits)
         with torch.no_grad():
             parameter.copy_(value.log())
         return parameter
 
     def forward(self, layer: str, bits: int) -> Tensor:
         """Return a scale, differentiable."""
-        parameter = self._parameters[self._key(layer, bits)]
-        assert parameter is not None  # noqa: S101 - added
+        parameter = self.stored(layer, bits)
         if not torch.is_grad_enabled():
             return parameter.exp()
         scale: Tensor = _Exponential.apply(parameter)  # type: ignore[no-untyped-call]

@@ -47,15 +47,20 @@ def distortion_between(reference: Tensor, outputs: Tensor, kind: Distortion) -> 
 def sites_of(space: SearchSpace, architecture: Architecture) -> tuple[tuple[str, ...], ...]:
     """Return the choices of bits that ``architecture`` has, those of one module or group together.
 
-    These are the choices called ``MODULE.weight_bits``, ``MODULE.input_bits`` and whatever else ends in ``bits``.
+    These are the choices called ``MODULE.weight_bits``, ``MODULE.input_bits`` and whatever else ends in ``bits``; those
+    called ``MODULE.bits.SITE`` are sites by themselves.
 
     Raises:
         ValueError: the architecture has none.
     """
     groups: dict[str, list[str]] = {}
     for choice in space.choices:
+        if choice.size == 1 or choice.name not in architecture:
+            continue
         owner, _, leaf = choice.name.rpartition(".")
-        if leaf.endswith("bits") and choice.size > 1 and choice.name in architecture:
+        if owner.endswith(".bits"):
+            groups[choice.name] = [choice.name]
+        elif leaf.endswith("bits"):
             groups.setdefault(owner, []).append(choice.name)
     if not groups:
         raise ValueError(

@@ -1,0 +1,291 @@
+"""Search of bitwidths by binary gates that learn beside the weights."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces import Architecture, Choice, RelaxedArchitecture, SearchSpace
+from supernets.bit_gates import at_boundary, gate, open_gates, shares
+from supernets.calibration import UncalibratedError
+from supernets.rules import SamplingRule, Score, Slot
+from supernets.weights import WeightSource
+
+__all__ = ["BitCosts", "SBSRule"]
+
+_CLOSED = 1.25  # threshold of a gate that starts closed, above the metric of spread-out values, 1
+_MEMORY = 0.9  # of the running mean of the metric of inputs
+
+
+class BitCosts(ABC):
+    """A cost that is a sum over layers, each a function of its own bits: bit operations or bytes, say."""
+
+    @abstractmethod
+    def __call__(
+        self, space: SearchSpace, architecture: Architecture
+    ) -> tuple[float, Mapping[tuple[str, ...], Tensor]]:
+        """Return what is fixed, and choices -> cost ``(candidates of the first, of the second, ...)``, float64.
+
+        Args:
+            space: with choices of bits.
+            architecture: all that is not bits is taken from it.
+        """
+
+
+@final
+class SBSRule(nn.Module, SamplingRule):
+    """Single-path search of bitwidths by shared bits (SBS, Liu et al., TPAMI 2023; ABS, arXiv 2101.04935).
+
+    One network is trained, of ``architecture``; its bits are searched. Every layer has a gate between each two
+    neighbouring bitwidths, for its weights and for its input. A gate is open where the mean squared residual of the
+    lower bitwidth, in units of ``step^2 / 12``, is above a threshold (:func:`supernets.bit_gates.gate`), and behind a
+    closed gate all are closed. Thresholds start at 0, with all gates open at the highest bits; the cost closes them and
+    the task reopens those that it cannot spare, one bitwidth at a time (:func:`supernets.bit_gates.at_boundary`). They
+    minimise
+
+        ``loss + cost_weight * log R``, or ``loss + cost_weight * max(log R - log cost_target, 0)``
+
+    with ``R`` the cost at the present gates, differentiable through them. Gates alternate: in even steps those of the
+    weights learn, in odd steps those of the inputs, while the others keep their hard values.
+
+    The bits that the gates lead to at the end are ``selected``, an ordinary architecture of the space: evaluated,
+    exported and searched from like any other, by single-shot quantisation.
+
+    Differs from the paper: residuals are normalised; those of inputs are running means over steps, so that bits do not
+    change from batch to batch; gates learn at the boundary alone; thresholds have an optimiser of their own, without
+    weight decay; no filters are pruned (search widths of the space for that).
+
+    Args:
+        cost: what is to be small, e.g. ``nas.BitCost``.
+        cost_weight: ``lambda``.
+        cost_target: cost above which it counts; ``None``: it always counts.
+        architecture: choice -> value, or ``"smallest"``, ``"middle"`` or ``"largest"``; bits are ignored.
+        start: choice -> bits at which gates start, an exact allocation say; default the highest.
+        warmup: steps at the starting bits in which thresholds do not learn.
+        lr: of the thresholds (SGD with Nesterov momentum 0.9).
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    whole = False
+
+    def __init__(
+        self,
+        cost: BitCosts,
+        cost_weight: float = 0.1,
+        *,
+        cost_target: float | None = None,
+        architecture: Mapping[str, Any] | Literal["smallest", "middle", "largest"] = "largest",
+        start: Mapping[str, int] | None = None,
+        warmup: int = 0,
+        lr: float = 0.05,
+    ) -> None:
+        super().__init__()
+        if not (cost_weight > 0 and lr > 0 and warmup >= 0 and (cost_target is None or cost_target > 0)):
+            raise ValueError(
+                "SBSRule needs cost_weight > 0, lr > 0, warmup >= 0 and cost_target > 0 or null, got "
+                f"{cost_weight=}, {lr=}, {warmup=}, {cost_target=}"
+            )
+        if isinstance(architecture, str) and architecture not in ("smallest", "middle", "largest"):
+            raise ValueError(
+                "SBSRule.architecture must be a mapping of choices, or one of smallest, middle and largest; got "
+                f"{architecture!r}"
+            )
+        self.cost = cost
+        self.cost_weight = cost_weight
+        self.cost_target = cost_target
+        self.architecture = architecture
+        self.start = None if start is None else dict(start)
+        self.warmup = warmup
+        self.lr = lr
+        self.thresholds = nn.ParameterDict()
+        self.metrics = nn.ParameterDict()
+        self._space: SearchSpace | None = None
+        self._base: Architecture | None = None
+        self._gated: tuple[Choice, ...] = ()
+        self._fixed: float = 0.0
+        self._tables: Mapping[tuple[str, ...], Tensor] = {}
+
+    # Before training -------------------------------------------------------------------------------------------------
+
+    def _network(self, space: SearchSpace) -> Architecture:
+        """Return the architecture that is trained, at its highest bits."""
+        ends = {"smallest": space.smallest, "middle": space.middle, "largest": space.largest}
+        given = ends[self.architecture]() if isinstance(self.architecture, str) else self.architecture
+        own = {choice.name for choice in space.choices if choice.name.endswith("bits")}
+        chosen = {name: value for name, value in given.items() if name not in own}
+        return space.architecture(chosen | {c.name: c.candidates[-1] for c in space.choices if c.name in own})
+
+    def check(self, space: SearchSpace, source: WeightSource) -> None:
+        """Refuse spaces without bits, and sources that cannot mix them."""
+        network = self._network(space)
+        if not any(name.endswith("bits") and space.choice(name).size > 1 for name in network):
+            raise ValueError(
+                f"SBSRule needs bits to search, and {type(space).__name__} has no choice of them; put the space into "
+                "search_spaces.QuantizedSpace with several weight_bits"
+            )
+        try:
+            source.relaxed(space.relax(network))
+        except UncalibratedError:
+            pass
+        except TypeError as error:
+            raise ValueError(
+                f"SBSRule needs weights that are quantised at several bitwidths at once, which {type(source).__name__} "
+                "does not give; use supernets.QuantizedWeights, around a source of single architectures"
+            ) from error
+
+    def prepare(self, space: SearchSpace, source: WeightSource, *, seed: int) -> None:
+        """Make the gates of ``space``."""
+        del seed
+        self._space, self._base = space, self._network(space)
+        self._gated = tuple(c for c in space.choices if c.name in self._base and c.name.endswith("bits") and c.size > 1)
+        self._fixed, self._tables = self.cost(space, self._base)
+        unknown = sorted(name for names in self._tables for name in names if name not in {c.name for c in self._gated})
+        if unknown:
+            raise ValueError(f"SBSRule.cost must be a function of bits that are searched, got one of {unknown}")
+        least = self._fixed + sum(float(table.min()) for table in self._tables.values())
+        if self.cost_target is not None and self.cost_target < least:
+            raise ValueError(
+                f"SBSRule.cost_target must be at least the cost of the lowest bits, {least:.6g}, got "
+                f"{self.cost_target:g}"
+            )
+        start = {c.name: c.candidates[-1] for c in self._gated} | (self.start or {})
+        space.architecture({**self._base, **start})
+        for choice in self._gated:
+            closed = torch.arange(choice.size - 1) >= choice.index(start[choice.name])
+            self.thresholds[_key(choice.name)] = nn.Parameter(_CLOSED * closed.float())
+            self.metrics[_key(choice.name)] = nn.Parameter(torch.ones(choice.size - 1), requires_grad=False)
+        relaxation = source.relaxation
+        relaxation.listener = self._listen  # type: ignore[attr-defined]
+
+    def _listen(self, metrics: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for choice in self._gated:
+                if choice.name in metrics:
+                    memory = _MEMORY if self._of_inputs(choice) else 0.0
+                    metric = self.metrics[_key(choice.name)]
+                    metric.mul_(memory).add_(metrics[choice.name].to(metric), alpha=1 - memory)
+
+    @staticmethod
+    def _of_inputs(choice: Choice) -> bool:
+        return choice.name.endswith("input_bits")
+
+    def check_length(self, steps: float) -> None:
+        """Refuse a training that ends before a gate learns anything."""
+        if self.warmup >= steps:
+            raise ValueError(
+                f"SBSRule.warmup must end before the training of {steps:.0f} steps does, got {self.warmup}; set warmup "
+                "lower, or train longer"
+            )
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimiser of the thresholds."""
+        return torch.optim.SGD(self.thresholds.parameters(), lr=self.lr, momentum=0.9, nesterov=True)
+
+    # Training --------------------------------------------------------------------------------------------------------
+
+    def _prepared(self) -> tuple[SearchSpace, Architecture]:
+        if self._space is None or self._base is None:
+            raise ValueError("this rule has no gates yet; give it to a Supernet, which prepares it for its space")
+        return self._space, self._base
+
+    def _learns(self, choice: Choice, step: int) -> bool:
+        """Whether the gates of ``choice`` have their turn: weights in even steps, inputs in odd ones."""
+        both = len({self._of_inputs(other) for other in self._gated}) == 2
+        return not both or self._of_inputs(choice) == (step % 2 == 1)
+
+    def weights(self, step: int) -> dict[str, Tensor]:
+        """Return choice of bits -> weights of its candidates: one-hot, and differentiable where gates have their turn.
+
+        Toggled before the forward pass: what has no turn enters it as a constant.
+        """
+        found = {}
+        for choice in self._gated:
+            threshold = self.thresholds[_key(choice.name)]
+            with torch.no_grad():
+                threshold.clamp_(min=0)
+            weights = shares(at_boundary(gate(self.metrics[_key(choice.name)], threshold)))
+            found[choice.name] = weights if self._learns(choice, step) else weights.detach()
+        return found
+
+    def slots(self, space: SearchSpace, *, seed: int, step: int, score: Score) -> Sequence[Slot]:
+        """Return the one network, at its starting bits during the warm-up and through its gates after it."""
+        del seed, score
+        _, base = self._prepared()
+        if step < self.warmup:
+            return [Slot(self._hard(), "labels")]
+        return [Slot(RelaxedArchitecture({**self._constant(space, base), **self.weights(step)}), "labels")]
+
+    def _constant(self, space: SearchSpace, base: Architecture) -> dict[str, Tensor]:
+        device = next(iter(self.thresholds.values())).device
+        return {name: weights.to(device) for name, weights in space.relax(base).items()}
+
+    def expected_cost(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """Return ``R``, the cost under weights of all bitwidths, ``()`` in float64."""
+        total = torch.full((), self._fixed, dtype=torch.float64)
+        for names, table in self._tables.items():
+            for name in names:  # contracts the first dimension of what is left
+                table = torch.tensordot(weights[name].double().cpu(), table, dims=1)
+            total = total + table
+        return total
+
+    def loss(self, step: int) -> Tensor | None:
+        """Return ``lambda log R``, or ``lambda max(log R - log R*, 0)``."""
+        if step < self.warmup:
+            return None
+        excess = self.expected_cost(self.weights(step)).log()
+        if self.cost_target is not None:
+            excess = (excess - math.log(self.cost_target)).clamp(min=0)
+        return (self.cost_weight * excess).to(next(iter(self.thresholds.values())))
+
+    # Result ----------------------------------------------------------------------------------------------------------
+
+    def _hard(self) -> Architecture:
+        space, base = self._prepared()
+        bits = {
+            c.name: c.candidates[open_gates(self.metrics[_key(c.name)], self.thresholds[_key(c.name)])]
+            for c in self._gated
+        }
+        return space.architecture({**base, **bits})
+
+    def selected(self) -> Architecture | None:
+        """Return the network at the bits that its gates lead to."""
+        return self._hard() if self._gated else None
+
+    def learned(self) -> Mapping[str, list[float]]:
+        """Return choice -> thresholds, then metrics, of its gates."""
+        return {
+            c.name: [*self.thresholds[_key(c.name)].tolist(), *self.metrics[_key(c.name)].tolist()] for c in self._gated
+        }
+
+    def restore(self, learned: Mapping[str, list[float]]) -> None:
+        """Take over thresholds and metrics by choice."""
+        wanted = {choice.name: 2 * (choice.size - 1) for choice in self._gated}
+        given = {name: len(values) for name, values in learned.items()}
+        if wanted != given:
+            raise ValueError(f"gates must have the thresholds and metrics {wanted}, got {given}; use their own space")
+        with torch.no_grad():
+            for name, values in learned.items():
+                thresholds, metrics = torch.tensor(values).chunk(2)
+                self.thresholds[_key(name)].copy_(thresholds)
+                self.metrics[_key(name)].copy_(metrics)
+
+    def diagnostics(self) -> Mapping[str, float]:
+        """Return the selected bits of every choice, and the cost at them."""
+        selected = self._hard()
+        found = {f"selected/{choice.name}": float(selected[choice.name]) for choice in self._gated}
+        with torch.no_grad():
+            hard = {
+                n: nn.functional.one_hot(torch.tensor(c.index(selected[n])), c.size)
+                for c in self._gated
+                for n in [c.name]
+            }
+            return found | {"selected/cost": float(self.expected_cost(hard))}
+
+
+def _key(choice: str) -> str:
+    return choice.replace(".", "/")
