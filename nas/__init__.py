@@ -30,6 +30,8 @@ _HOMES = {
     "nas.latency": ("Latency",),
     "nas.making": ("Generation", "GenerationError", "Request", "WeightMaker"),
     "nas.nni_experiment": ("nni_portal", "write_nni_experiment"),
+    "nas.nni_space": ("NNISpace",),
+    "nas.nni_strategies": ("nni_model_space", "search_with_nni"),
     "nas.objectives": ("Evaluation", "FromScratch", "Objective", "UntrainedError", "WeightSharing"),
     "nas.samplers": ("DatasetSampler", "load_sampler", "save_sampler"),
     "nas.sampling": ("UnsatisfiableError", "sample_within"),

@@ -19,6 +19,7 @@ from examples.extending.rule import FixedSizes
 from examples.extending.source import LowRankDelta
 from examples.extending.space import SignalSpace
 from examples.my_model import MyNet
+from examples.nni_model_space import main as search_model_space
 from nas import Cost, Problem, RandomController, SearchSettings
 from nas.costs import measure
 from search_spaces import Choice, ConvNetSpace, MLPSpace, SearchSpace, Slicer, Stage, construct, describe
@@ -229,3 +230,9 @@ def test_own_model_is_trained_searched_and_exported(tmp_path):
     model.load_state_dict(load_file(written.files["safetensors"]))
     assert sum(parameter.numel() for parameter in model.parameters()) == written.parameters
     assert model.eval()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_model_space_of_nni_is_trained_and_searched(tmp_path):
+    front = search_model_space(epochs=1, trials=3, out=tmp_path / "study")
+    assert front
+    assert all(0.0 <= accuracy <= 1.0 for _, accuracy in front)

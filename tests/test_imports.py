@@ -29,7 +29,7 @@ FENCES: Mapping[str, tuple[str, ...]] = {
         "nas/mlflow_model.py",
     ),
     "optuna": ("trials/entries.py", "trials/ledger.py", "trials/storages.py", "nas/controllers/optuna.py"),
-    "nni": ("nas/controllers/nni*.py",),
+    "nni": ("nas/controllers/nni*.py", "nas/nni_*.py"),
     "fastapi": ("nas/service/*.py",),
     "uvicorn": ("nas/service/*.py",),
 }

@@ -110,7 +110,7 @@ class NNIController(Controller):
 
     def ask(self, count: int) -> Sequence[Architecture]:
         """Return up to ``count`` architectures that the tuner proposes, or replacements of its repeats."""
-        return self._history.propose(count, self._draw, redraws=4 if self.tuner == "random" else 0)
+        return self._history.propose(count, self._draw, redraws=4)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Remember trials for the next proposal."""
