@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_commands_and_snippets_run_in_order(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     scratch = tmp_path_factory.mktemp("outputs")
