@@ -144,9 +144,9 @@ class _Conditions:
         choice = self._space.choice(deciding[0])
         kept = [candidate for candidate in choice.candidates if candidate not in absent[choice.name]]
         ordered = choice.kind == "ordinal" and kept and kept == list(choice.candidates[-len(kept) :])
-        if len(deciding) > 1 or not ordered:
+        if len(deciding) > 1 or not ordered or isinstance(kept[0], str):
             return None, tuple(deciding)
-        return (choice.name, float(kept[0])), ()
+        return (choice.name, kept[0]), ()
 
     def _ancestors(self, name: str) -> set[str]:
         """Return the choices without which a choice does not exist."""
