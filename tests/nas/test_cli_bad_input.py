@@ -218,10 +218,9 @@ def test_a_checkpoint_without_data_needs_some(here: Path, capsys: pytest.Capture
     assert Path("subnetwork/model.safetensors").exists()
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.name)
-def test_every_configuration_parses_and_prints_itself(
-    config: Path, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("name", ["digits_conditions", "digits_zoo", "tinyshakespeare_mos"])
+def test_a_configuration_parses_and_prints_itself(name: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = ROOT / "configs" / f"{name}.yaml"
     assert main(["fit", "-c", str(config), "--print_config"]) == 0
     first = capsys.readouterr().out
     (here / "again.yaml").write_text(first)
