@@ -20,10 +20,11 @@ from nas.samplers import DatasetSampler, draw_examples, features_of
 from nas.zoo.training import accuracies
 from search_spaces import derive_seed
 
-__all__ = ["DatasetMaker"]
+__all__ = ["EXAMPLES", "DatasetMaker"]
 
 _FORMAT_VERSION = 1
-_EXAMPLES, _COUNT, _CALIBRATION = 5, 1, 8
+EXAMPLES = 5  # of each class, where a request does not say
+_COUNT, _CALIBRATION = 1, 8
 
 
 @final
@@ -75,7 +76,7 @@ class DatasetMaker(WeightMaker):
         field, train = self.sampler.examples, self.data.splits.train
         generator = torch.Generator().manual_seed(derive_seed(request.seed, "examples"))
         try:
-            places = draw_examples(train.labels, field.classes, request.examples or _EXAMPLES, generator)
+            places = draw_examples(train.labels, field.classes, request.examples or EXAMPLES, generator)
         except ValueError as error:
             raise GenerationError(f"{error}; lower --examples or give more data", ("examples",)) from error
         drawn = train.take(places)
@@ -109,7 +110,7 @@ class DatasetMaker(WeightMaker):
             "target": sampler.generator.target.fingerprint,
             "condition": {sampler.name: written(condition[0])},
             "seed": request.seed,
-            "examples": request.examples or _EXAMPLES,
+            "examples": request.examples or EXAMPLES,
             "count": count,
             "chosen": chosen,
             "evaluation": evaluation if evaluate else {},

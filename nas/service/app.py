@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
@@ -29,6 +29,7 @@ from nas.service.schemas import (
     Models,
     Prediction,
     PredictRequest,
+    SampleRequest,
     SubnetworkRequest,
     Subnetworks,
 )
@@ -53,6 +54,7 @@ async def service_of(request: Request) -> Service:
 Given = Annotated[Service, Depends(service_of)]
 _SCHEME = Depends(HTTPBearer(auto_error=False, description="where the service was started with a token"))
 _BINARY: dict[str, Any] = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+_UPLOAD = "safetensors with the tensors `inputs` (N, C, H, W) uint8 and `labels` (N,) int64"
 _GENERATED = 'attachment; filename="generated.safetensors"'
 health = APIRouter(tags=["health"])
 models = APIRouter(prefix="/v1", tags=["models"], dependencies=[_SCHEME], responses=refusals(401, 404, 422, 429, 503))
@@ -132,9 +134,38 @@ async def predict(model: Name, asked: PredictRequest, service: Given) -> Predict
 )
 async def generate(asked: GenerateRequest, service: Given) -> Response:
     """Generate weights with a hypernetwork, or with a supernet whose weights are generated."""
-    content = await service.generate(asked)
+    return _generated(await service.generate(asked))
+
+
+@models.post(
+    "/generate/{model}",
+    response_class=Response,
+    responses={
+        200: {"description": "safetensors, with the provenance inside", **_BINARY},
+        202: {"model": Job, "description": "several networks are being drawn"},
+    },
+)
+async def sample_weights(
+    model: Name,
+    body: Annotated[bytes, Body(media_type="application/octet-stream", description=_UPLOAD)],
+    service: Given,
+    examples: Annotated[int | None, Query(ge=1, le=1000, description="of each class that the model sees")] = None,
+    count: Annotated[int, Query(ge=1, le=64, description="networks to draw, of which the best is kept")] = 1,
+    seed: Annotated[int, Query(ge=0, lt=1 << 31, description="of the draws")] = 0,
+) -> Response:
+    """Sample weights for the labelled examples in the body, with a hypernetwork that samples for data sets."""
+    found = await service.sample(SampleRequest(model=model, examples=examples, count=count, seed=seed), body)
+    return _begun(found) if isinstance(found, Job) else _generated(found)
+
+
+def _generated(content: bytes) -> Response:
     headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "Content-Disposition": _GENERATED}
     return Response(content, headers=headers, media_type="application/octet-stream")
+
+
+def _begun(job: Job) -> Response:
+    headers = {"Location": f"/v1/jobs/{job.id}", "Retry-After": "1"}
+    return Response(job.model_dump_json(), status_code=202, headers=headers, media_type="application/json")
 
 
 async def _file(request: Request, service: Service, subnetwork: str, form: str) -> Response:
@@ -190,6 +221,16 @@ def list_jobs(service: Given) -> list[Job]:
 def job_state(job: JobName, service: Given) -> Job:
     """Return how far a job is, and its result."""
     return service.jobs.get(job)
+
+
+@jobs.get(
+    "/{job}/weights",
+    response_class=Response,
+    responses={200: {"description": "safetensors, with the provenance inside", **_BINARY}},
+)
+def job_weights(job: JobName, service: Given) -> Response:
+    """Return the weights that a draw has made."""
+    return _generated(service.jobs.weights(job))
 
 
 @jobs.delete("/{job}")

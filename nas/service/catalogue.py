@@ -105,6 +105,11 @@ class Catalogue:
             loaded = [*self._current.values(), *self._before.values()]
         return next((found for found in loaded if isinstance(found, Served) and found.revision == revision), None)
 
+    def generator(self, revision: str) -> Generator | None:
+        """Return the hypernetwork of a revision, where it is the present one."""
+        loaded = self.all()
+        return next((found for found in loaded if isinstance(found, Generator) and found.revision == revision), None)
+
     def refresh(self) -> None:
         """Load what is not loaded or has changed; what cannot be loaded leaves the version before in its place."""
         studies = _stamp(Path(self.settings.storage))

@@ -175,12 +175,18 @@ class Client:
         Raises:
             ServiceError: it failed or was cancelled.
         """
+        found = self._ended(job, pause=pause).result
+        if found is None:
+            raise ServiceError(422, "no_search", f"job {job.id} is no search; its weights are at {job.weights}")
+        return found
+
+    def _ended(self, job: Job, *, pause: float = 0.2) -> Job:
         while job.state in ("queued", "running"):
             time.sleep(pause)
             job = self.job(job.id)
-        if job.result is None:
+        if job.state != "done":
             raise ServiceError(422, job.state, job.message or f"the job was {job.state}")
-        return job.result
+        return job
 
     def manifest(self, subnetwork: Subnetwork | str, *, format: str = "safetensors") -> dict[str, Any]:
         """Return the manifest of a file: architecture, digest, parity, and how to load it."""
@@ -230,6 +236,42 @@ class Client:
             model=model, condition=dict(condition or {}), size=dict(size or {}), seed=seed, evaluate=evaluate
         )
         return _write(self._send("POST", "/v1/generate", json=asked.model_dump(), stream=True), Path(path))
+
+    def sample(
+        self,
+        model: str,
+        examples: str | Path,
+        path: str | Path,
+        *,
+        per_class: int | None = None,
+        count: int = 1,
+        seed: int = 0,
+    ) -> Path:
+        """Write weights that a hypernetwork samples for labelled examples to a file; waits where that is a job.
+
+        Args:
+            model: a hypernetwork that samples for data sets.
+            examples: safetensors file with ``inputs`` (N, C, H, W) uint8 and ``labels`` (N,) int64.
+            path: of the safetensors file to write.
+            per_class: examples of each class that the hypernetwork sees; five when left out.
+            count: networks to draw; of several, a fifth of the examples chooses the best.
+            seed: of the draws.
+
+        Raises:
+            ServiceError: the examples do not suit the hypernetwork (``invalid_upload``), or another refusal.
+        """
+        given = {"count": count, "seed": seed, **({} if per_class is None else {"examples": per_class})}
+        answer = self._send(
+            "POST",
+            f"/v1/generate/{model}",
+            params=given,
+            data=Path(examples).read_bytes(),
+            headers={"Content-Type": "application/octet-stream"},
+        )
+        if answer.status_code == 202:
+            job = self._ended(Job.model_validate_json(answer.content))
+            answer = self._send("GET", str(job.weights), stream=True)
+        return _write(answer, Path(path))
 
     def predict(self, name: str, subnetwork: Subnetwork | str | Mapping[str, Value], inputs: Sequence[Any]) -> Any:
         """Return the outputs of a subnetwork.

@@ -1,6 +1,7 @@
 """The service without HTTP: what each request comes to."""
 
 import asyncio
+import hashlib
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from typing import TypeVar, final
 
 import torch
 
+from nas.dataset_maker import DatasetMaker
 from nas.making import GenerationError, Request
 from nas.service.cache import Opened, WeightCache
 from nas.service.catalogue import Catalogue
@@ -28,6 +30,7 @@ from nas.service.schemas import (
     ModelSummary,
     Prediction,
     PredictRequest,
+    SampleRequest,
     SpaceInfo,
     SubnetworkRequest,
     Subnetworks,
@@ -42,6 +45,7 @@ from nas.service.selection import (
 )
 from nas.service.served import Generator, Served
 from nas.service.settings import ServiceSettings
+from nas.service.uploads import read_examples, sample
 from nas.service.work import SharedWork, Workers
 from search_spaces import Architecture, import_path
 from supernets.formats import FORMATS
@@ -210,6 +214,13 @@ class Service:
         maker = found.maker
         if maker is None:
             raise RefusedError(404, "not_generated", f"{request.model} stores its weights; ask for its subnetworks")
+        if isinstance(maker, DatasetMaker):
+            raise RefusedError(
+                422,
+                "needs_examples",
+                f"{request.model} samples for a data set, {maker.fields['data']}; POST its examples to "
+                f"/v1/generate/{request.model}",
+            )
         if bool(request.condition) == bool(request.size):
             raise RefusedError(422, "invalid_request", "give either condition or size")
         asked = Request(request.condition, request.size, request.seed)
@@ -222,6 +233,26 @@ class Service:
             return await self.workers.run(write)
         except GenerationError as error:
             raise RefusedError(422, "invalid_fields", str(error)[:4000]) from error
+
+    async def sample(self, request: SampleRequest, examples: bytes) -> bytes | Job:
+        """Sample a network for the examples of a client; of several the best is kept, which is a job.
+
+        Raises:
+            RefusedError: the model samples none (404), or the examples do not suit it (422).
+        """
+        found = self.catalogue.find(request.model)
+        if not isinstance(found, Generator) or not isinstance(maker := found.maker, DatasetMaker):
+            raise RefusedError(404, "not_sampled", f"{request.model} does not sample for data sets; POST /v1/generate")
+        data = await asyncio.to_thread(read_examples, examples, maker, request)
+        if request.count > 1:
+            return await asyncio.to_thread(self.jobs.create_sampling, found, request, examples)
+
+        def draw() -> bytes:
+            with tempfile.TemporaryDirectory(prefix="nas-generated-") as folder:
+                return sample(maker, data, request, Path(folder) / "weights")
+
+        key = (found.revision, request.model_dump_json(), hashlib.sha256(examples).hexdigest())
+        return await self.shared.run(key, draw)
 
     async def predict(self, name: str, request: PredictRequest) -> Prediction:
         """Run a subnetwork on the inputs of a client."""

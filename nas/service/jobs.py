@@ -1,4 +1,4 @@
-"""Searches that take longer than a request should: kept on disk, so that they survive the process."""
+"""Searches and draws that take longer than a request should: kept on disk, so that they survive the process."""
 
 import logging
 import shutil
@@ -12,23 +12,28 @@ from typing import final
 
 from filelock import FileLock, Timeout
 
+from nas.dataset_maker import DatasetMaker
 from nas.service.catalogue import Catalogue
 from nas.service.problems import RefusedError
-from nas.service.schemas import Job, Progress, SubnetworkRequest, Subnetworks
+from nas.service.schemas import Job, Progress, SampleRequest, SubnetworkRequest, Subnetworks
 from nas.service.selection import by_search, wanted
-from nas.service.served import Served
+from nas.service.served import Generator, Served
+from nas.service.uploads import read_examples, sample
 from trials import write_atomically
 
 __all__ = ["JOB", "Jobs"]
 
 JOB = r"^[0-9a-f]{32}$"
 _FILE, _LOCK, _CANCEL = "job.json", "lock", "cancel"
+_EXAMPLES, _WEIGHTS = "examples.safetensors", "weights.safetensors"
 _KEPT = 24 * 3600.0
 _MOST = 1000  # jobs that are kept after their end
 _WRITE = 0.5
 _ENDED = ("done", "failed", "cancelled")
 _logger = logging.getLogger("nas.service")
 Search = Callable[..., Subnetworks]
+Report = Callable[[int, int], None]
+Stop = Callable[[], bool]
 
 
 @final
@@ -62,6 +67,19 @@ class Jobs:
         Raises:
             RefusedError: too many wait already (429).
         """
+        return self._queue(served, request)
+
+    def create_sampling(self, source: Generator, request: SampleRequest, examples: bytes) -> Job:
+        """Queue a draw of networks for the examples of an upload that was read before.
+
+        Raises:
+            RefusedError: too many wait already (429).
+        """
+        return self._queue(source, request, examples)
+
+    def _queue(
+        self, source: Served | Generator, request: SubnetworkRequest | SampleRequest, examples: bytes = b""
+    ) -> Job:
         waiting = sum(job.state not in _ENDED for job in self.all())
         if waiting > self.queue:
             raise RefusedError(
@@ -72,15 +90,30 @@ class Jobs:
             )
         job = Job(
             id=uuid.uuid4().hex,
-            model=served.offer.name,
-            revision=served.revision,
+            model=source.offer.name,
+            revision=source.revision,
             state="queued",
             request=request,
             created=time.time(),
         )
+        if examples:
+            (self.folder / job.id).mkdir()
+            (self.folder / job.id / _EXAMPLES).write_bytes(examples)
         self._write(job)
         self._submit(job.id)
         return job
+
+    def weights(self, name: str) -> bytes:
+        """Return the file that a draw has made.
+
+        Raises:
+            RefusedError: there is no such job, or it has made none (404).
+        """
+        job = self.get(name)
+        try:
+            return (self.folder / name / _WEIGHTS).read_bytes() if job.weights is not None else _no_weights(job)
+        except FileNotFoundError:
+            return _no_weights(job)
 
     def get(self, name: str) -> Job:
         """Return a job as it is now.
@@ -152,6 +185,7 @@ class Jobs:
     def _end(self, job: Job, state: str, **found: object) -> Job:
         ended = job.model_copy(update={"state": state, "finished": time.time(), **found})
         self._write(ended)
+        (self.folder / job.id / _EXAMPLES).unlink(missing_ok=True)
         return ended
 
     def _submit(self, name: str) -> None:
@@ -180,8 +214,8 @@ class Jobs:
         if cancel.exists():
             self._end(job, "cancelled")
             return
-        served = self.catalogue.of_revision(job.revision)
-        if served is None:
+        work = self._computation(job)
+        if work is None:
             if self.catalogue.ready:
                 self._end(job, "failed", message=f"revision {job.revision} of {job.model} is not served any more")
             return
@@ -200,22 +234,47 @@ class Jobs:
         def stop() -> bool:
             return self._closing.is_set() or cancel.exists()
 
-        request = job.request
         try:
-            asked = wanted(served, request)
-            result = self.search(
-                served, asked, seed=request.seed, seconds=request.seconds, progress=progress, stop=stop
-            )
+            found = work(progress, stop)
         except RefusedError as refusal:
             if not stop():
                 self._end(job, "failed", message=refusal.message)
                 return
         except Exception as error:
-            self._end(job, "failed", message=f"the search broke down: {type(error).__name__}; see the log")
+            self._end(job, "failed", message=f"the job broke down: {type(error).__name__}; see the log")
             raise
         if cancel.exists():
             self._end(job, "cancelled")
         elif self._closing.is_set():
             self._write(job.model_copy(update={"state": "queued"}))
         else:
-            self._end(job, "done", result=result)
+            self._end(job, "done", **found)
+
+    def _computation(self, job: Job) -> Callable[[Report, Stop], dict[str, object]] | None:
+        """Return what a job computes, or ``None`` where its model is not served."""
+        request = job.request
+        if isinstance(request, SampleRequest):
+            source = self.catalogue.generator(job.revision)
+            return None if source is None else lambda progress, stop: self._sampled(job.id, source, request)
+        served = self.catalogue.of_revision(job.revision)
+        return None if served is None else lambda progress, stop: self._searched(served, request, progress, stop)
+
+    def _searched(self, served: Served, request: SubnetworkRequest, progress: Report, stop: Stop) -> dict[str, object]:
+        asked = wanted(served, request)
+        return {
+            "result": self.search(
+                served, asked, seed=request.seed, seconds=request.seconds, progress=progress, stop=stop
+            )
+        }
+
+    def _sampled(self, name: str, source: Generator, request: SampleRequest) -> dict[str, object]:
+        """Draw networks; this cannot be interrupted, so a cancelled draw ends when it is done."""
+        maker = source.maker
+        assert isinstance(maker, DatasetMaker)  # noqa: S101 - the upload was read for it
+        data = read_examples((self.folder / name / _EXAMPLES).read_bytes(), maker, request)
+        sample(maker, data, request, self.folder / name / _WEIGHTS)
+        return {"weights": f"/v1/jobs/{name}/weights"}
+
+
+def _no_weights(job: Job) -> bytes:
+    raise RefusedError(404, "no_weights", f"job {job.id} is {job.state} and has no weights; ask for the job itself")

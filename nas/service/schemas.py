@@ -20,6 +20,7 @@ __all__ = [
     "PredictRequest",
     "Prediction",
     "Progress",
+    "SampleRequest",
     "SpaceInfo",
     "Subnetwork",
     "SubnetworkRequest",
@@ -227,6 +228,22 @@ class GenerateRequest(_Request):
     evaluate: bool = False
 
 
+class SampleRequest(_Request):
+    """Which networks are wanted of a hypernetwork that samples for the examples in the body.
+
+    Attributes:
+        model: its name.
+        examples: of each class that it sees; five when left out.
+        count: networks to sample; with more than one, a fifth of the examples chooses the best, and it is a job.
+        seed: of the draws.
+    """
+
+    model: str = Field(max_length=200)
+    examples: int | None = Field(default=None, ge=1, le=1000)
+    count: int = Field(default=1, ge=1, le=64)
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
+
+
 class Progress(BaseModel):
     """How far a job is."""
 
@@ -235,11 +252,11 @@ class Progress(BaseModel):
 
 
 class Job(BaseModel):
-    """A search that takes longer than a request should.
+    """A search, or a draw of several networks, that takes longer than a request should.
 
     Attributes:
         id: names it.
-        model: that is searched.
+        model: that is searched or drawn from.
         revision: of the model.
         state: of ``queued``, ``running``, ``done``, ``failed`` and ``cancelled``.
         request: what was asked.
@@ -247,19 +264,21 @@ class Job(BaseModel):
         created: seconds since the epoch.
         finished: the same, once it has ended.
         message: why it failed.
-        result: once it is done.
+        result: of a search, once it is done.
+        weights: link to those of a draw, once it is done.
     """
 
     id: str
     model: str
     revision: str
     state: JobState
-    request: SubnetworkRequest
+    request: SubnetworkRequest | SampleRequest
     progress: Progress = Progress()
     created: float
     finished: float | None = None
     message: str | None = None
     result: Subnetworks | None = None
+    weights: str | None = None
 
 
 class Health(BaseModel):

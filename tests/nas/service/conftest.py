@@ -12,7 +12,9 @@ import pytest
 import torch
 import uvicorn
 
-from nas import Client, RandomController, SearchSettings, open_search
+from hypernets import DiffusionHyperNetwork, LabelledExamples, Target
+from hypernets.diffusion import FlowMatching, PCACodec
+from nas import Client, DatasetSampler, RandomController, SearchSettings, open_search
 from nas.data import DigitsData
 from nas.service.app import create_app
 from nas.service.core import Service
@@ -42,6 +44,26 @@ def make_supernet(folder: Path, seed: int) -> Supernet:
     supernet = Supernet(space, Classification(10), calibration=2)
     save(supernet, folder, data=DigitsData())
     return supernet
+
+
+def make_sampler() -> DatasetSampler:
+    """Not trained: random networks, which depend on the examples all the same."""
+    space = MLPSpace(64, 10, widths=(4,), depths=(1,), batch_norm=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        generator = DiffusionHyperNetwork(
+            Target.of(space.build(space.smallest())),
+            {"few": LabelledExamples(64, 10, embedding=4)},
+            codec=PCACodec(6),
+            prior=FlowMatching((8,), steps=2),
+        )
+    return DatasetSampler(space, space.smallest(), generator.eval(), (1, 8, 8), None)
+
+
+@pytest.fixture(scope="session")
+def sampler() -> DatasetSampler:
+    """A hypernetwork that samples networks for digits."""
+    return make_sampler()
 
 
 @contextlib.contextmanager

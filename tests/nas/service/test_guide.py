@@ -11,6 +11,8 @@ import pytest
 import requests
 from safetensors.torch import load_file
 
+from nas import DatasetSampler, save_sampler
+
 pytestmark = pytest.mark.filterwarnings("default")
 ROOT = Path(__file__).parents[3]
 GUIDE = (ROOT / "docs" / "service.md").read_text()
@@ -18,8 +20,12 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
 DEFAULT = "http://127.0.0.1:8008"
 
 
-def test_its_commands_and_snippets_run_in_order(studied: Any, launch: Any, trained: Any, tmp_path: Path) -> None:
-    running = launch(models=(f"digits-supernet={trained.folder}",), storage=str(trained.storage))
+def test_its_commands_and_snippets_run_in_order(
+    studied: Any, launch: Any, trained: Any, sampler: DatasetSampler, tmp_path: Path
+) -> None:
+    save_sampler(sampler, tmp_path / "sampler")
+    models = (f"digits-supernet={trained.folder}", f"digits-sampler={tmp_path / 'sampler'}")
+    running = launch(models=models, storage=str(trained.storage))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     printed = ""
     for language, text in BLOCKS:
@@ -36,6 +42,7 @@ def test_its_commands_and_snippets_run_in_order(studied: Any, launch: Any, train
     assert '"name":"digits-supernet"' in printed
     assert '"outputs":[[' in printed
     assert "max_params=1 cannot be met" in printed
+    assert load_file(tmp_path / "sampled.safetensors").keys() == load_file(tmp_path / "chosen.safetensors").keys()
     assert load_file(tmp_path / "tiny.safetensors").keys() == load_file(tmp_path / "best.safetensors").keys()
 
 
