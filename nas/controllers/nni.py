@@ -46,7 +46,10 @@ _REFUSED = {
     "dngo": "it needs the package pybnn, which is no longer maintained",
 }
 _AUGMENTATION = 0.05
-_START = 20  # population of the two evolutions unless tuner_args say otherwise
+_DEFAULTS: Mapping[str, Mapping[str, int]] = {  # NNI's are for searches of thousands of trials
+    "evolution": {"population_size": 10},
+    "regularized_evolution": {"population_size": 20, "sample_size": 10},
+}
 
 
 @final
@@ -62,8 +65,8 @@ class NNIController(Controller):
     one objective has weight 1. A trial that breaks limits gets 2 plus its violation relative to the bounds, so that it
     ranks behind all that hold them, the least broken first.
 
-    **Repeats.** NNI replaces a point that it has proposed before by the next point of a grid. Here repeats of random
-    search are drawn anew, and those of the others are mutated, as by every controller.
+    **Repeats.** NNI replaces a point that it has proposed before by the next point of a grid. Here a repeat is drawn
+    anew a few times, then mutated, as by every controller.
 
     **Replay.** Each proposal uses a fresh tuner that is told the history in the order in which trials finished; its
     random states, the global ones included, are seeded by the problem and the number of known architectures, and the
@@ -83,8 +86,9 @@ class NNIController(Controller):
     Args:
         problem: what is searched for.
         tuner: which one.
-        tuner_args: arguments of its constructor but ``seed`` and ``optimize_mode``. Both evolutions take a
-            ``population_size``, 20 by default here, and ``regularized_evolution`` a ``sample_size``, 5 by default here.
+        tuner_args: arguments of its constructor but ``seed`` and ``optimize_mode``. ``evolution`` takes a
+            ``population_size``, 10 by default here, and ``regularized_evolution`` a ``population_size`` and a
+            ``sample_size``, 20 and 10 by default here.
 
     Raises:
         ValueError: the tuner is unknown or does not work, or does not take ``tuner_args``.
@@ -269,18 +273,11 @@ def _checked(tuner: str, given: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"tuner_args must not contain {owned}: seeds and directions come from the problem, got {dict(given)}"
         )
-    arguments = dict(given)
-    sizes: tuple[str, ...] = ()
-    if tuner.endswith("evolution"):
-        arguments = {"population_size": _START} | arguments
-        sizes = ("population_size",)
-    if tuner == "regularized_evolution":
-        arguments = {"sample_size": 5} | arguments
-        sizes += ("sample_size",)
-    for name in sizes:
-        size = arguments[name]
-        if not isinstance(size, int) or size < 1 + (tuner == "evolution"):
-            least = 2 if tuner == "evolution" else 1
+    defaults = _DEFAULTS.get(tuner, {})
+    arguments = dict(defaults) | dict(given)
+    for name in defaults:
+        size, least = arguments[name], 2 if tuner == "evolution" else 1
+        if not isinstance(size, int) or size < least:
             raise ValueError(f"tuner_args.{name} must be an integer of at least {least}, got {size!r}")
     try:
         inspect.signature(_TUNERS[tuner]).bind(**arguments)
