@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from search_spaces import Architecture, MixedOp, RelaxedArchitecture, SearchSpace, derive_seed
+from supernets.calibration import UncalibratedError
 from supernets.expected import Expectation, ExpectedCost
 from supernets.rules import SamplingRule, Score, Slot
 from supernets.samplers import AlphaSampler, DrNASSampler
@@ -101,9 +102,12 @@ class DifferentiableRule(nn.Module, SamplingRule):
         """Refuse spaces that no single pass can hold, and sources of single architectures."""
         if not space.choices:
             raise ValueError("DifferentiableRule needs a space with choices, and this one has none; use UniformRule")
+        even = RelaxedArchitecture({c.name: torch.full((c.size,), 1 / c.size) for c in space.choices})
         with torch.no_grad():
             try:
-                source.relaxed(space.relax(space.largest()))
+                source.relaxed(even)
+            except UncalibratedError:  # scales that begin with the first batch
+                pass
             except TypeError as error:
                 raise ValueError(
                     f"DifferentiableRule needs relaxed weights, which {type(source).__name__} does not give; use "
@@ -112,6 +116,11 @@ class DifferentiableRule(nn.Module, SamplingRule):
         operations = source.relaxation.operations
         if operations and self.sampler.learns:
             _require_scale_free(space)
+        if self.cost is not None and source.quantizes:
+            raise ValueError(
+                "DifferentiableRule.cost knows the sizes of tensors, not their bits; leave cost out, or search bits "
+                "with SBSRule"
+            )
         if self.cost is not None and operations:
             raise ValueError(
                 f"DifferentiableRule.cost knows the sizes of tensors, and {operations[0]!r} chooses among operations "

@@ -260,9 +260,9 @@ class QuantizedWeights(WeightSource):
             TypeError: ``architecture`` mixes something else than bits.
             UncalibratedError: no input was ever observed.
         """
-        self._require_observed()
         space = self.quantized_space
         base = pinned(space, architecture)
+        self._require_observed()
         tensors: dict[str, Tensor] = self.wrapped(base)
         made: dict[int, Tensor] = {}
         added: dict[str, Tensor] = {}

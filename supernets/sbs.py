@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from search_spaces import Architecture, Choice, RelaxedArchitecture, SearchSpace
 from supernets.bit_gates import at_boundary, gate, open_gates, shares
-from supernets.calibration import UncalibratedError
 from supernets.rules import SamplingRule, Score, Slot
 from supernets.weights import WeightSource
 
@@ -82,7 +81,7 @@ class SBSRule(nn.Module, SamplingRule):
         architecture: Mapping[str, Any] | Literal["smallest", "middle", "largest"] = "largest",
         start: Mapping[str, int] | None = None,
         warmup: int = 0,
-        lr: float = 0.05,
+        lr: float = 0.3,
     ) -> None:
         super().__init__()
         if not (cost_weight > 0 and lr > 0 and warmup >= 0 and (cost_target is None or cost_target > 0)):
@@ -128,15 +127,11 @@ class SBSRule(nn.Module, SamplingRule):
                 f"SBSRule needs bits to search, and {type(space).__name__} has no choice of them; put the space into "
                 "search_spaces.QuantizedSpace with several weight_bits"
             )
-        try:
-            source.relaxed(space.relax(network))
-        except UncalibratedError:
-            pass
-        except TypeError as error:
+        if not source.quantizes:
             raise ValueError(
                 f"SBSRule needs weights that are quantised at several bitwidths at once, which {type(source).__name__} "
                 "does not give; use supernets.QuantizedWeights, around a source of single architectures"
-            ) from error
+            )
 
     def prepare(self, space: SearchSpace, source: WeightSource, *, seed: int) -> None:
         """Make the gates of ``space``."""

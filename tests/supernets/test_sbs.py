@@ -1,0 +1,248 @@
+"""Bits by gates that learn beside the weights."""
+
+import copy
+from collections.abc import Mapping
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from search_spaces import (
+    Architecture,
+    Choice,
+    ConvNetSpace,
+    MLPSpace,
+    QuantizedSpace,
+    RelaxedArchitecture,
+    SearchSpace,
+    Stage,
+    Stem,
+    VisionTransformerSpace,
+)
+from supernets import (
+    LSQ,
+    SBS,
+    BitCosts,
+    Classification,
+    DifferentiableRule,
+    QuantizedWeights,
+    SamplingRule,
+    SBSRule,
+    SharedWeights,
+    Slot,
+    StatsQ,
+    Supernet,
+    WeightQuantizer,
+)
+
+
+class Products(BitCosts):
+    """The product of the bits of each layer, and 100 for all else."""
+
+    def __call__(
+        self, space: SearchSpace, architecture: Architecture
+    ) -> tuple[float, Mapping[tuple[str, ...], Tensor]]:
+        tables = {}
+        for choice in space.choices:
+            if choice.name.endswith(".weight_bits") and choice.name in architecture:
+                other = space.choice(choice.name.replace("weight_bits", "input_bits"))
+                rows = [[float(w) * float(a) for a in other.candidates] for w in choice.candidates]
+                tables[choice.name, other.name] = torch.tensor(rows, dtype=torch.float64)
+        return 100.0, tables
+
+
+def mlp(**more) -> QuantizedSpace:
+    return QuantizedSpace(MLPSpace(6, 3, widths=(8,), depths=(3,)), **more)
+
+
+def made(space: SearchSpace, rule: SamplingRule, quantizer: WeightQuantizer | None = None) -> Supernet:
+    chosen = SBS() if quantizer is None else quantizer
+    return Supernet(space, Classification(3), source=lambda s: QuantizedWeights(s, quantizer=chosen), rule=rule)
+
+
+def observed(supernet: Supernet, *shape: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randn(16, *shape, generator=generator), torch.randint(3, (16,), generator=generator)
+    supernet.source.observe([batch[:1]])
+    return batch
+
+
+def set_bits(rule: SBSRule, bits: Mapping[str, int]) -> None:
+    for name, thresholds in rule.thresholds.items():
+        open_ones = {2: 0, 4: 1, 8: 2}[bits[name.replace("/", ".")]]
+        thresholds.data = torch.tensor([0.0 if i < open_ones else 5.0 for i in range(2)])
+
+
+SPACES = {
+    "mlp": (mlp(), (6,)),
+    "convnet": (
+        QuantizedSpace(
+            ConvNetSpace([Stage((4, 8), (1, 2), block="residual")], 3, in_channels=1, resolutions=(6,), stem=Stem((4,)))
+        ),
+        (1, 6, 6),
+    ),
+    "vision transformer": (
+        QuantizedSpace(
+            VisionTransformerSpace(
+                3, 8, 4, in_channels=1, widths=(16,), depths=(1, 2), heads=(2,), ffn_ratios=(2.0,), head_dim=8
+            )
+        ),
+        (1, 8, 8),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("quantizer", [SBS(), LSQ(), StatsQ()], ids=lambda q: type(q).__name__)
+def test_through_hard_gates_the_network_is_that_of_its_bits(name: str, quantizer: WeightQuantizer) -> None:
+    space, shape = SPACES[name]
+    rule = SBSRule(Products())
+    supernet = made(space, rule, quantizer)
+    batch = observed(supernet, *shape)
+    supernet.train()
+    for number in range(3):
+        bits = {n.replace("/", "."): (2, 4, 8)[(number + i) % 3] for i, n in enumerate(rule.thresholds)}
+        set_bits(rule, bits)
+        architecture = rule.selected()
+        assert all(architecture[choice] == b for choice, b in bits.items())
+        (slot,) = rule.slots(space, seed=0, step=number, score=lambda _: 0.0)
+        gated, _ = supernet.step_loss(slot, batch, None)
+        single, _ = supernet.step_loss(Slot(architecture, "labels"), batch, None)
+        assert float(gated.detach()) == pytest.approx(float(single.detach()), abs=1e-6)
+
+
+def test_the_cost_is_a_function_of_the_gates_and_its_gradient_closes_them() -> None:
+    rule = SBSRule(Products(), 0.5)
+    made(mlp(), rule)
+    names = {name.replace("/", ".") for name in rule.thresholds}
+    set_bits(rule, dict.fromkeys(names, 4))
+    assert float(rule.loss(0).detach()) == pytest.approx(0.5 * torch.tensor(100 + 2 * 16.0).log().item())
+    set_bits(rule, dict.fromkeys(names, 8))
+    total = 100 + 2 * 64.0
+    for step, kind in ((0, "weight_bits"), (1, "input_bits")):
+        rule.zero_grad()
+        rule.loss(step).backward()
+        for name, thresholds in rule.thresholds.items():
+            if not name.endswith(kind):
+                assert thresholds.grad is None
+                continue
+            slope = 0.25 * 1.0 - (1 / (1 + torch.tensor(-1.0).exp()) - 0.5) ** 2  # sigma (1 - sigma) at metric 1
+            expected = -0.5 * (64 - 32) / total * float(slope)
+            assert thresholds.grad.tolist() == pytest.approx([0.0, expected])
+
+
+def test_a_target_stops_the_cost() -> None:
+    rule = SBSRule(Products(), cost_target=140.0)
+    made(mlp(), rule)
+    names = {name.replace("/", ".") for name in rule.thresholds}
+    set_bits(rule, dict.fromkeys(names, 4))
+    assert float(rule.loss(0).detach()) == 0
+    set_bits(rule, dict.fromkeys(names, 8))
+    assert float(rule.loss(0).detach()) == pytest.approx(0.1 * torch.tensor(228 / 140).log().item(), rel=1e-5)
+
+
+def test_gates_alternate_before_the_forward_pass() -> None:
+    space, rule = mlp(), SBSRule(Products())
+    supernet = made(space, rule)
+    batch = observed(supernet, 6)
+    for step in range(2):
+        rule.zero_grad()
+        (slot,) = rule.slots(space, seed=0, step=step, score=lambda _: 0.0)
+        supernet.step_loss(slot, batch, None)[0].backward()
+        moved = {name for name, t in rule.thresholds.items() if t.grad is not None and bool((t.grad != 0).any())}
+        assert moved == {n for n in rule.thresholds if n.endswith("input_bits" if step else "weight_bits")}
+
+
+def test_residuals_of_weights_are_the_latest_and_those_of_inputs_a_running_mean() -> None:
+    space, rule = mlp(), SBSRule(Products())
+    supernet = made(space, rule)
+    batch = observed(supernet, 6)
+    (slot,) = rule.slots(space, seed=0, step=0, score=lambda _: 0.0)
+    supernet.step_loss(slot, batch, None)
+    source = supernet.source
+    weight = source.wrapped(space.space.largest())["linear2.weight"].detach()
+    v = source.scale("linear2", 2, space.space.largest()).detach()
+    z = ((weight / v).clamp(-1, 1) + 1) / 2
+    for gate, b in enumerate((2, 4)):
+        step = 1 / (2**b - 1)
+        expected = float((z - step * (z / step).round()).square().mean() / (step**2 / 12))
+        assert float(rule.metrics["linear2/weight_bits"][gate]) == pytest.approx(expected, rel=1e-4)
+    assert all(0.9 < float(m) < 1.01 for m in rule.metrics["linear2/input_bits"])
+
+
+def test_training_under_a_heavy_cost_lowers_bits_and_keeps_the_gates_in_the_checkpoint() -> None:
+    space = mlp()
+    rule = SBSRule(Products(), 20.0, warmup=2, lr=1.0)
+    supernet = made(space, rule)
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    data = DataLoader(TensorDataset(x, (x[:, 0] > 0).long() + (x[:, 1] > 1).long()), batch_size=16)
+    trainer = L.Trainer(
+        max_steps=10,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(supernet, data, data)
+    bits = {name: value for name, value in rule.selected().items() if name.endswith("bits")}
+    assert set(bits.values()) == {2}
+    assert rule.diagnostics()["selected/cost"] == 100 + 2 * 4
+    again = SBSRule(Products(), 20.0)
+    other = made(space, again)
+    other.load_state_dict(supernet.state_dict())
+    assert again.selected() == rule.selected()
+    fresh = SBSRule(Products(), 20.0)
+    made(space, fresh)
+    fresh.restore(rule.learned())
+    assert fresh.selected() == rule.selected()
+    assert copy.deepcopy(supernet).rule.selected() == rule.selected()
+
+
+def test_the_warm_up_trains_the_starting_bits_and_gates_may_start_at_an_allocation() -> None:
+    space = mlp()
+    start = {"linear2.weight_bits": 4, "linear3.input_bits": 2}
+    rule = SBSRule(Products(), start=start, warmup=1)
+    made(space, rule)
+    (slot,) = rule.slots(space, seed=0, step=0, score=lambda _: 0.0)
+    assert {n: slot.architecture[n] for n in start} == start
+    assert slot.architecture["linear2.input_bits"] == 8
+    assert rule.loss(0) is None
+    (later,) = rule.slots(space, seed=0, step=1, score=lambda _: 0.0)
+    assert isinstance(later.architecture, RelaxedArchitecture)
+    assert later.architecture["linear3.input_bits"].tolist() == [1, 0, 0]
+
+
+def test_what_does_not_go_together_is_refused_before_training() -> None:
+    with pytest.raises(ValueError, match="no choice of them"):
+        made(mlp(weight_bits=(4,), input_bits=(4,)), SBSRule(Products()))
+    with pytest.raises(ValueError, match=r"use supernets.QuantizedWeights"):
+        Supernet(MLPSpaceWithBits(), Classification(3), source=SharedWeights, rule=SBSRule(Products()))
+    with pytest.raises(ValueError, match="at least the cost of the lowest bits, 108"):
+        made(mlp(), SBSRule(Products(), cost_target=50.0))
+    with pytest.raises(ValueError, match=r"must be one of \(2, 4, 8\), got 3"):
+        made(mlp(), SBSRule(Products(), start={"linear2.weight_bits": 3}))
+    with pytest.raises(ValueError, match="cost_weight > 0"):
+        SBSRule(Products(), 0.0)
+    with pytest.raises(ValueError, match="must end before the training of 10 steps"):
+        SBSRule(Products(), warmup=10).check_length(10)
+    elastic = QuantizedSpace(MLPSpace(6, 3, widths=(4, 8), depths=(3,)))
+    with pytest.raises(ValueError, match="DifferentiableRule needs relaxed weights"):
+        made(elastic, DifferentiableRule())
+
+
+class MLPSpaceWithBits(SearchSpace):
+    """A space with a choice of bits that no source quantises."""
+
+    def __init__(self) -> None:
+        self.inner = MLPSpace(6, 3, widths=(8,), depths=(1,))
+        self.choices = (*self.inner.choices, Choice("linear1.weight_bits", (2, 4)))
+
+    def build(self, architecture: Architecture) -> torch.nn.Module:
+        return self.inner.build(self.inner.largest())
+
+    def inputs(self, architecture: Architecture, batch_size: int = 1) -> tuple[Tensor, ...]:
+        return self.inner.inputs(self.inner.largest(), batch_size)
