@@ -144,6 +144,7 @@ class MACs(Cost):
 
     Attributes:
         method: ``"layers"`` for closed formulas, ``"operators"`` for counted operators.
+        attends: whether calls of ``scaled_dot_product_attention`` are counted as layers, by a formula of their own.
         device: ``"meta"``, or ``"cpu"`` for models that cannot run without real values.
 
     Args:
@@ -161,8 +162,12 @@ class MACs(Cost):
         self.space = space
         self.device: Literal["meta", "cpu"] = "meta"
         self.method: Literal["layers", "operators"] = "layers"
+        self.attends = False
         for architecture in _representatives(space):
             layers, operators = self._both(architecture)
+            if layers != operators and not self.attends:
+                self.attends = True
+                layers, operators = self._both(architecture)
             if layers != operators:
                 self.method = "operators"
                 break
@@ -172,12 +177,12 @@ class MACs(Cost):
         model, inputs = self._prepare(architecture, model)
         if self.method == "operators":
             return float(operator_macs(model, inputs))
-        return float(sum(layer_macs(model, inputs).values()))
+        return float(sum(layer_macs(model, inputs, attention=self.attends).values()))
 
     def layers(self, architecture: Architecture, model: nn.Module) -> dict[str, int]:
         """Return the MACs by module name; what is multiplied outside known layers has one entry in parentheses."""
         model, inputs = self._prepare(architecture, model)
-        counts = layer_macs(model, inputs)
+        counts = layer_macs(model, inputs, attention=self.attends)
         if self.method == "operators":
             counts[_REMAINDER] = operator_macs(model, inputs) - sum(counts.values())
         return counts
@@ -195,7 +200,7 @@ class MACs(Cost):
         """Count by formulas and by operators; the first network that cannot run on meta moves the cost to the CPU."""
         try:
             model, inputs = self._prepare(architecture, None)
-            return sum(layer_macs(model, inputs).values()), operator_macs(model, inputs)
+            return sum(layer_macs(model, inputs, attention=self.attends).values()), operator_macs(model, inputs)
         except Exception as error:
             if self.device == "meta":
                 self.device = "cpu"

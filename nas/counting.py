@@ -18,6 +18,8 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from search_spaces.graph_layers import GraphOperation
+
 __all__ = ["functional_macs", "layer_macs", "operator_macs"]
 
 Call = tuple[Sequence[Any], Mapping[str, Any], Any]
@@ -75,6 +77,10 @@ def _cell(module: nn.RNNCellBase, call: Call) -> int:
     return int(rows * gates * module.hidden_size * (module.input_size + module.hidden_size))
 
 
+def _along_edges(module: GraphOperation, call: Call) -> int:
+    return module.macs(*call[0])
+
+
 _FORMULAS: tuple[tuple[type[nn.Module], Callable[[Any, Call], int]], ...] = (
     (nn.Linear, _linear),
     (nn.modules.conv._ConvNd, _convolution),
@@ -82,8 +88,9 @@ _FORMULAS: tuple[tuple[type[nn.Module], Callable[[Any, Call], int]], ...] = (
     (nn.RNNBase, _recurrent),
     (nn.RNNCellBase, _cell),
     (nn.Bilinear, _bilinear),
+    (GraphOperation, _along_edges),
 )
-_MISSED = (nn.RNNBase, nn.Bilinear)
+_MISSED = (nn.RNNBase, nn.Bilinear, GraphOperation)
 
 
 def _formula(module: nn.Module) -> Callable[[Any, Call], int] | None:
@@ -127,13 +134,43 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def layer_macs(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, int]:
+class _Attention(TorchFunctionMode):
+    """Counts the products of functional attention by formula, for the innermost module that is running.
+
+    ``B H T S (D + D_v)`` for queries ``(B, H, T, D)``, keys ``(B, H, S, D)`` and values ``(B, H, S, D_v)``; masks save
+    nothing.
+    """
+
+    def __init__(self, counts: dict[str, int]) -> None:
+        super().__init__()
+        self.counts = counts
+        self.running: list[str] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        call = args, kwargs or {}, None
+        if func is F.scaled_dot_product_attention:
+            query, key, value = (_argument(call, at, name) for at, name in enumerate(("query", "key", "value")))
+            pairs = math.prod(query.shape[:-1]) * key.shape[-2]
+            name = self.running[-1]
+            self.counts[name] = self.counts.get(name, 0) + int(pairs * (query.shape[-1] + value.shape[-1]))
+        return func(*args, **call[1])
+
+
+def layer_macs(model: nn.Module, inputs: Sequence[Tensor], *, attention: bool = False) -> dict[str, int]:
     """Return the MACs of every layer that has a formula, by module name, from one forward pass over ``inputs``.
 
-    A layer that is called several times is counted each time. Products outside such layers, a functional attention
-    say, are not seen; :func:`operator_macs` sees them.
+    A layer that is called several times is counted each time. Products outside such layers are not seen;
+    :func:`operator_macs` sees them.
+
+    Args:
+        model: what runs.
+        inputs: positional.
+        attention: count ``scaled_dot_product_attention`` too, under the name of the module that calls it.
     """
     counts: dict[str, int] = {}
+    functional = _Attention(counts)
 
     def hook(name: str, formula: Callable[[Any, Call], int]) -> Callable[..., None]:
         def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -147,9 +184,16 @@ def layer_macs(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, int]:
             if formula is not None:
                 handle = module.register_forward_hook(hook(name, formula), with_kwargs=True)
                 stack.callback(handle.remove)
+            elif attention:
+                enter = module.register_forward_pre_hook(lambda _, __, name=name: functional.running.append(name))
+                leave = module.register_forward_hook(lambda _, __, ___: functional.running.pop() and None)
+                stack.callback(enter.remove)
+                stack.callback(leave.remove)
         stack.enter_context(_evaluating(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(_ShapesOnly())
+        if attention:
+            stack.enter_context(functional)
         model(*inputs)
     return counts
 
@@ -158,7 +202,8 @@ def operator_macs(model: nn.Module, inputs: Sequence[Tensor]) -> int:
     """Return the MACs of one forward pass as ``FlopCounterMode`` sees the matrix products and convolutions in it.
 
     Attention runs on the math backend, without its fused path and in gradient mode, because the counter misses fused
-    kernels. Recurrent and bilinear layers are added by their formula where it misses their kernel.
+    kernels. Recurrent and bilinear layers, and products along the edges of graphs, are added by their formula where it
+    misses their kernel.
     """
     counter = FlopCounterMode(display=False)
     missed = 0

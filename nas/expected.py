@@ -60,7 +60,8 @@ class ExpectedMACs(ExpectedCost):
                 )
             for weight in weights:
                 yield tensor_term(relaxation, weight, count / size)
-        if MACs(space).method == "layers":
+        macs = MACs(space)
+        if macs.method == "layers" and not macs.attends:
             return
 
         def measure(architecture: Architecture) -> Mapping[str, int]:

@@ -54,7 +54,21 @@ class Attends(nn.Module):
 
     def forward(self, x):
         q, k, v = self.packed(x).chunk(3, -1)
-        return F.scaled_dot_product_attention(q, k, v)
+        return torch.softmax(q @ k.transpose(1, 2), -1) @ v
+
+
+class Fused(nn.Module):
+    """Functional attention, to a shorter sequence of other features, which has a formula."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.attends = nn.Identity()
+        self.query, self.key, self.value = nn.Linear(width, 6), nn.Linear(width, 6), nn.Linear(width, 10)
+
+    def forward(self, x):
+        given = [part.unflatten(-1, (2, -1)).transpose(1, 2) for part in (self.query(x), self.key(x[:, :3]))]
+        value = self.value(x[:, :3]).unflatten(-1, (2, -1)).transpose(1, 2)
+        return self.attends(F.scaled_dot_product_attention(*given, value=value))
 
 
 class SelfAttention(nn.Module):
@@ -167,6 +181,7 @@ def test_macs_equal_flop_counter_on_random_convolutional_networks():
     [
         (lambda w: nn.TransformerEncoderLayer(w, 4, 2 * w, batch_first=True), "layers"),
         (lambda w: nn.TransformerEncoder(nn.TransformerEncoderLayer(w, 4, batch_first=True), 2), "layers"),
+        (Fused, "layers"),
         (Attends, "operators"),
     ],
 )
@@ -194,6 +209,17 @@ def test_breakdown_sums_to_the_cost_and_names_layers():
     table = macs.layers(architecture, materialise(space, architecture))
     assert table == {"packed": 5 * 16 * 48, "(outside known layers)": 2 * 5 * 5 * 16}
     assert sum(table.values()) == cost_of(macs, space, architecture)
+
+
+def test_functional_attention_is_counted_for_the_module_that_calls_it():
+    space = ModuleSpace(lambda w: nn.Sequential(nn.Linear(w, w), Fused(w)), lambda w: [(1, 5, w)])
+    architecture = space.largest()
+    macs = MACs(space)
+    assert (macs.method, macs.attends) == ("layers", True)
+    projections = {"0": 5 * 16 * 16, "1.query": 5 * 16 * 6, "1.key": 3 * 16 * 6, "1.value": 3 * 16 * 10}
+    table = macs.layers(architecture, space.build(architecture))
+    assert table == projections | {"1": 2 * 5 * 3 * 3 + 2 * 5 * 3 * 5}
+    assert not MACs(MLPSpace(6, 3, widths=(4,), depths=(1,))).attends
 
 
 def test_model_that_reads_values_is_counted_on_the_cpu():
