@@ -18,6 +18,7 @@ _HOMES = {
         "EvolutionController",
         "NNIController",
         "OptunaController",
+        "PredictorController",
         "Problem",
         "RandomController",
     ),

@@ -1,10 +1,11 @@
 """The graph of a NAS-Bench-201 cell: its text form, and which cells are the same network."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Literal
 
-__all__ = ["EDGES", "Edge", "Equivalence", "expression", "from_text", "live_edges", "to_text"]
+__all__ = ["EDGES", "Edge", "Equivalence", "expression", "from_text", "live_edges", "paths", "to_text"]
 
 Edge = tuple[int, int]
 Equivalence = Literal["nats_bench", "function"]
@@ -54,6 +55,25 @@ def live_edges(operations: Mapping[Edge, str]) -> dict[Edge, str]:
         for source, target in present
         if source in fed & used and target in used
     }
+
+
+def paths(operations: Mapping[Edge, str]) -> dict[str, int]:
+    """Return how many paths from the input of the cell to its output apply each sequence of operations.
+
+    Skips are left out of a sequence, and ``none`` ends it. Cells whose ``expression(..., "function")`` is equal have
+    equal counts: this is a path encoding (White et al., arXiv 1910.11858) that does not see how a cell is written.
+    """
+    found: list[list[str]] = [[""]]
+    for target in range(1, NODES):
+        reaching = []
+        for source in range(target):
+            name = operations[source, target]
+            if name == "skip_connect":
+                reaching += found[source]
+            elif name != "none":
+                reaching += [f"{path}>{name}" for path in found[source]]
+        found.append(reaching)
+    return dict(Counter(found[-1]))
 
 
 def to_text(operations: Mapping[Edge, str]) -> str:

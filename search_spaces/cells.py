@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from search_spaces.architecture import Architecture, InvalidArchitectureError
 from search_spaces.bare import layer
-from search_spaces.cell_graph import EDGES, Edge, Equivalence, expression, from_text, live_edges, to_text
+from search_spaces.cell_graph import EDGES, Edge, Equivalence, expression, from_text, live_edges, paths, to_text
 from search_spaces.choice import Candidate, Choice
 from search_spaces.operations import MixedOp, normal_convolution, operation
 from search_spaces.space import SearchSpace
@@ -246,6 +246,10 @@ class CellSpace(SearchSpace):
     @staticmethod
     def _operations(values: Mapping[str, Candidate]) -> dict[Edge, str]:
         return {edge: str(values[_name(edge)]) for edge in EDGES}
+
+    def motifs(self, architecture: Architecture) -> Mapping[str, int]:
+        """Return how often each sequence of operations leads from the input of the cell to its output."""
+        return paths(self._operations(architecture))
 
     def to_text(self, architecture: Architecture) -> str:
         """Return the form of NAS-Bench-201: ``|op~0|+|op~0|op~1|+|op~0|op~1|op~2|``."""

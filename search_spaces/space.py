@@ -86,6 +86,11 @@ class SearchSpace(ABC):
         """
         return values
 
+    def motifs(self, architecture: Architecture) -> Mapping[str, int]:
+        """Return counts of named parts, the same for architectures that compute the same; predictors compare them."""
+        del architecture
+        return {}
+
     def zero_init(self) -> tuple[str, ...]:
         """Return globs over tensor names that the BigNAS recipe sets to zero before training.
 

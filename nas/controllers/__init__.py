@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from nas.controllers.base import Controller, Problem
 from nas.controllers.coarse import CoarseToFineController
 from nas.controllers.evolution import EvolutionController
+from nas.controllers.predictor import PredictorController
 from nas.controllers.random import RandomController
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ __all__ = [
     "EvolutionController",
     "NNIController",
     "OptunaController",
+    "PredictorController",
     "Problem",
     "RandomController",
 ]
