@@ -10,6 +10,9 @@ from search_spaces.quantizer import FULL_PRECISION, fake_quantize
 
 __all__ = ["DynamicQuantizer", "dynamic_quantize"]
 
+_AWAY = 1 + 1e-5
+"""Ties go away from zero, whatever the last bit of a value: products of rounded tensors are full of them."""
+
 
 def dynamic_quantize(values: Tensor, bits: int, active: Tensor | None = None) -> Tensor:
     """Return ``values`` on the symmetric grid of ``bits`` bits whose step follows from them, differentiably.
@@ -21,7 +24,8 @@ def dynamic_quantize(values: Tensor, bits: int, active: Tensor | None = None) ->
     Args:
         values: of any shape.
         bits: at least 1; 32 and more return ``values``.
-        active: broadcastable to ``values``, 1 or 0: which of them the step follows from; default all.
+        active: broadcastable to ``values``, 1 or 0: which of them the step follows from; default all. The others
+            come back as anything.
     """
     if bits >= FULL_PRECISION:
         return values
@@ -30,10 +34,13 @@ def dynamic_quantize(values: Tensor, bits: int, active: Tensor | None = None) ->
         sizes = sizes * active
     if bits > 2:
         high = 2 ** (bits - 1) - 1
-        return fake_quantize(values, (sizes.max() / high).clamp_min(1e-12), -high, high)
+        return fake_quantize(values * _AWAY, (sizes.max() / high).clamp_min(1e-12), -high - 1, high + 1)
     count = sizes.numel() if active is None else active.expand_as(sizes).sum()
     mean = (sizes.sum() / count).clamp_min(1e-12)
-    return fake_quantize(values, 1.4 * mean, -1, 1) if bits == 2 else fake_quantize(values, 2 * mean, -1, 0, offset=0.5)
+    if bits == 2:
+        return fake_quantize(values * _AWAY, 1.4 * mean, -1, 1)
+    signs = fake_quantize(values, 2 * mean, -1, 0, offset=0.5)
+    return signs if active is None else signs * active  # the others are no zeros on a grid without one
 
 
 @final

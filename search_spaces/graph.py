@@ -152,12 +152,12 @@ class GraphSpace(SearchSpace):
         ]
         return [choice for choice in found if choice.size > 1]
 
-    def _plan(self, number: int | None, architecture: Architecture | None) -> BlockPlan:
-        """Return what a block is made of: of everything, or of what ``architecture`` says."""
+    def _plan(self, number: int | None, architecture: Architecture | None, *, every: bool = False) -> BlockPlan:
+        """Return what a block is made of: of everything, or of what ``architecture`` says, but ``every`` operation."""
         name = HEAD if number is None else block_name(number)
 
         def kept(choice: str, given: tuple[T, ...]) -> tuple[T, ...]:
-            if architecture is None or len(given) == 1:
+            if architecture is None or len(given) == 1 or (every and choice != "width"):
                 return given
             return (architecture[f"{name}.{choice}"],)  # type: ignore[return-value]
 
@@ -186,9 +186,9 @@ class GraphSpace(SearchSpace):
     def _depth(self, architecture: Architecture | None) -> int:
         return self.depths[-1] if architecture is None or len(self.depths) == 1 else architecture.integer("depth")
 
-    def _network(self, architecture: Architecture | None) -> GraphNetwork:
+    def _network(self, architecture: Architecture | None, *, every: bool = False) -> GraphNetwork:
         numbers = [*range(1, self._depth(architecture) + 1), None]
-        plans = [self._plan(number, architecture) for number in numbers]
+        plans = [self._plan(number, architecture, every=every) for number in numbers]
         return GraphNetwork(plans, self.in_features, scores=self.scores, dropout=self.dropout, depths=self.depths)
 
     def build(self, architecture: Architecture) -> nn.Module:
@@ -198,6 +198,10 @@ class GraphSpace(SearchSpace):
     def superset(self) -> nn.Module:
         """Return the network of all operations; its ``forward(features, edge_index, relaxed)`` weights them."""
         return self._network(None)
+
+    def superposition(self, architecture: Architecture) -> nn.Module:
+        """Return the network of all operations in the sizes of ``architecture``."""
+        return self._network(architecture, every=True)
 
     def weighted(self) -> tuple[str, ...]:
         """Return the categorical choices and the bits."""

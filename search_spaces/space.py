@@ -69,6 +69,13 @@ class SearchSpace(ABC):
         """
         return tuple(c.name for c in self.choices if c.kind == "categorical") if self.mixes_operations else ()
 
+    def superposition(self, architecture: Architecture) -> nn.Module:
+        """Return a new module of the sizes of ``architecture``, with every candidate of the :meth:`weighted` choices.
+
+        Default: that of ``architecture``, for spaces whose weighted candidates have no size to choose.
+        """
+        return self.build(architecture)
+
     def rules(self) -> Mapping[str, TensorRule]:
         """Return slicing rules by glob over tensor names; the first match wins. Default: none, all prefixes."""
         return {}

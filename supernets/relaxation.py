@@ -117,7 +117,7 @@ class Relaxation:
     def _measure(self, architecture: Architecture) -> Mapping[Key, int]:
         """Return the extents of all tensors, the features of norms, and 1 for each module of a build."""
         with torch.device("meta"):
-            module = skeleton(self.space, architecture)
+            module = self.space.superposition(architecture)
         sizes: dict[Key, int] = {}
         for part in self._slicer.plan(module, architecture):
             for dim, size in enumerate(part.shape):

@@ -13,6 +13,7 @@ from search_spaces import (
     ConvNetSpace,
     DARTSSpace,
     FactorySpace,
+    GraphSpace,
     Head,
     InvalidArchitectureError,
     MLPSpace,
@@ -103,6 +104,19 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
     "factory_packed": lambda: FactorySpace(
         PackedAttention, {"heads": [1, 2, 4]}, input_shape=(5, 6), slicing={"qkv.*": {"blocks": {0: 3}}}
     ),
+    "graph": lambda: GraphSpace(
+        5,
+        3,
+        widths=(2, 3),
+        depths=(1, 3),
+        heads=2,
+        attentions=("gcn", "gat", "gene_linear"),
+        aggregations=("mean", "max"),
+        shortcuts=True,
+        scores=2,
+        activation_bits=(3, 32),
+        sites=("linear",),
+    ),
     "quantized_mlp": lambda: QuantizedSpace(MLPSpace(6, 3, widths=(4, 6), depths=(1, 3)), weight_bits=(2, 32)),
     "quantized_cells": lambda: QuantizedSpace(
         CellSpace(3, resolution=4, widths=(4,), cells=1, operations=("skip_connect", "none", "nor_conv_1x1")),
@@ -111,7 +125,7 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
         ends=None,
     ),
 }
-OPERATIONS = ("cells", "darts", "quantized_cells")
+OPERATIONS = ("cells", "darts", "graph", "quantized_cells")
 ENTANGLED = [name for name in SPACES if name not in OPERATIONS]  # candidates share weights, values are kept
 
 
@@ -259,7 +273,7 @@ def test_filling_a_skeleton_equals_loading_a_build(space, generator):
     filled = fill(skeleton(space, architecture), tensors)
     inputs = space.inputs(architecture, 3)
     if inputs[0].is_floating_point():
-        inputs = (torch.randn(inputs[0].shape, generator=generator),)
+        inputs = (torch.randn(inputs[0].shape, generator=generator), *inputs[1:])
     pairs = zip(tree_leaves(filled.eval()(*inputs)), tree_leaves(loaded.eval()(*inputs)), strict=True)
     assert all(torch.equal(given, expected) for given, expected in pairs)
     assert all(torch.equal(filled.state_dict()[name], tensor) for name, tensor in tensors.items())
