@@ -11,9 +11,11 @@ import lightning as L
 from nas.addresses import Located
 from nas.commands.tables import amount, table
 from nas.costs import CostMeter, MACs, ModelSize, Parameters
+from nas.deploying import deployed_layers, deployment_card, deployment_table
 from nas.objectives import WeightSharing
-from search_spaces import Architecture, describe
+from search_spaces import FULL_PRECISION, Architecture, describe
 from supernets import Supernet, weights_version
+from supernets.deployment import deployment_summary, quantized_layers
 from supernets.export import Exported, export
 from trials import Tracker, TrackingUnavailableError, Trial
 
@@ -68,6 +70,7 @@ def deliver(
         formats=formats,
         manifest=manifest,
         reference=splits["val"].module(architecture),
+        quantized=quantized_layers(supernet.source, architecture),
         overwrite=overwrite,
     )
     return Delivered(architecture, costs, scores, exported)
@@ -113,7 +116,13 @@ def describe_delivery(delivered: Delivered, supernet: Supernet, *, searched: Tri
         [name, f"{path.stat().st_size:,}", f"{delivered.exported.parity[name]:.1e}", str(path)]
         for name, path in delivered.exported.files.items()
     ]
-    return f"{table(['subnetwork', ''], rows)}\n\n{table(['format', 'bytes', 'parity', 'file'], files)}"
+    parts = [table(["subnetwork", ""], rows), table(["format", "bytes", "parity", "file"], files)]
+    layers = deployed_layers(delivered.exported.manifest)
+    if layers:
+        parts.append(deployment_table(layers))
+    elif any(bits < FULL_PRECISION for bits, _ in supernet.space.bitwidths(delivered.architecture).values()):
+        parts.append("bits are simulated in these files: they hold single precision; the format onnx-lowbit packs them")
+    return "\n\n".join(parts)
 
 
 def register(delivered: Delivered, located: Located, trial: Trial | None) -> None:
@@ -137,13 +146,21 @@ def register(delivered: Delivered, located: Located, trial: Trial | None) -> Non
     for key in ("nas.search.study", "nas.search.run"):
         if key in located.tags:
             tags[key] = located.tags[key]
+    layers = deployed_layers(delivered.exported.manifest)
+    if layers:
+        tags["nas.deploy"] = deployment_summary(list(layers.values()))
     try:
         run = None if trial is None else _trial_run(located, trial)
         if trial is not None:
             tags |= {"nas.trial": str(trial.number), **({} if run is None else {"nas.trial.run": run})}
         tracker = Tracker(located.tracking, located.base)
         version = tracker.register_folder(
-            delivered.exported.folder, name, alias="newest", tags=tags, run_id=located.run_id
+            delivered.exported.folder,
+            name,
+            alias="newest",
+            tags=tags,
+            run_id=located.run_id,
+            description=deployment_card(layers) if layers else "",
         )
         if run is not None:
             tracker.log(run, tags={"nas.subnetwork": f"models:/{name}/{version}"})

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from search_spaces import FULL_PRECISION, Architecture
 
-__all__ = ["DeployClass", "Deployed", "QuantizedLayer", "deployment_summary", "max_abs_layers", "quantized_layers"]
+__all__ = [
+    "DeployClass",
+    "Deployed",
+    "QuantizedLayer",
+    "deployment_summary",
+    "is_product",
+    "max_abs_layers",
+    "quantized_layers",
+]
 
 DeployClass = Literal["real", "storage", "simulated"]
 
@@ -104,6 +112,14 @@ def max_abs_layers(module: nn.Module, bitwidths: Mapping[str, tuple[int, int]]) 
             weight.copy_(codes * scale)
         layers[name] = QuantizedLayer(weight_bits, input_bits, codes.to(torch.int32), scale)
     return layers
+
+
+def is_product(layer: nn.Module) -> bool:
+    """Return whether a layer is a matrix product: linear, or a convolution of one pixel."""
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return isinstance(layer, nn.Linear)
+    plain = layer.padding == "valid" or not any(layer.padding)
+    return plain and layer.groups == 1 and all(size == 1 for size in layer.kernel_size)
 
 
 def deployment_summary(layers: Sequence[Deployed]) -> str:

@@ -13,9 +13,19 @@ from supernets.deployment import QuantizedLayer
 from supernets.format import Format, Loaded, quiet, require_onnx, traced
 from supernets.lowbit import LowBitOnnxFormat
 
-__all__ = ["FORMATS", "Format", "Loaded", "OnnxFormat", "Pt2Format", "SafetensorsFormat", "file_format"]
+__all__ = [
+    "FORMATS",
+    "QUANTIZED_FORMATS",
+    "Format",
+    "Loaded",
+    "OnnxFormat",
+    "Pt2Format",
+    "SafetensorsFormat",
+    "file_format",
+]
 
-FORMATS = ("safetensors", "pt2", "onnx", "onnx-lowbit")
+FORMATS = ("safetensors", "pt2", "onnx")
+QUANTIZED_FORMATS = ("onnx-lowbit",)
 
 
 class SafetensorsFormat(Format):
@@ -147,8 +157,8 @@ def file_format(name: str, quantized: Mapping[str, QuantizedLayer] | None = None
     """Return the format called ``name``.
 
     Args:
-        name: one of ``FORMATS``.
-        quantized: module name -> integers of the quantised weights, which ``onnx-lowbit`` packs.
+        name: one of ``FORMATS``, or of ``QUANTIZED_FORMATS``.
+        quantized: module name -> integers of the quantised weights, which the latter pack.
 
     Raises:
         ValueError: there is none, or nothing is quantised that it could pack.
@@ -163,4 +173,4 @@ def file_format(name: str, quantized: Mapping[str, QuantizedLayer] | None = None
         case "onnx-lowbit":
             return LowBitOnnxFormat(quantized or {})
         case _:
-            raise ValueError(f"format must be one of {FORMATS}, got {name!r}")
+            raise ValueError(f"format must be one of {(*FORMATS, *QUANTIZED_FORMATS)}, got {name!r}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces import InputQuantizer
-from supernets.deployment import Deployed, QuantizedLayer
+from supernets.deployment import Deployed, QuantizedLayer, is_product
 from supernets.format import Format, Loaded, quiet, require_onnx, traced
 from supernets.lowbit_graph import at_level, fold_batch_norms, multiplying_operators, uses
 from supernets.lowbit_layers import InputCodes, IntegerConv, NBitsLinear
@@ -89,7 +89,7 @@ class LowBitOnnxFormat(Format):
         pointwise = {
             name: _Planned(plan.layer, plan.stored, True)
             for name, plan in planned.items()
-            if plan.stored and not plan.as_product and name not in found and _is_product(module.get_submodule(name))
+            if plan.stored and not plan.as_product and name not in found and is_product(module.get_submodule(name))
         }
         if pointwise:  # 1x1 convolutions that the runtime does not run on integers are matrix products after all
             planned |= pointwise
@@ -217,15 +217,7 @@ def _plan(name: str, module: nn.Module, layer: QuantizedLayer) -> _Planned:
     if reason:
         return _Planned(layer, 0, isinstance(own, nn.Linear), reason)
     whole = stored == 8 and layer.input_bits <= 8 and not layer.offset  # as an integer convolution, if it fuses
-    return _Planned(layer, stored, _is_product(own) and (isinstance(own, nn.Linear) or not whole))
-
-
-def _is_product(layer: nn.Module) -> bool:
-    """Return whether a layer is a matrix product: linear, or a convolution of one pixel."""
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return isinstance(layer, nn.Linear)
-    plain = layer.padding == "valid" or not any(layer.padding)
-    return plain and layer.groups == 1 and all(size == 1 for size in layer.kernel_size)
+    return _Planned(layer, stored, is_product(own) and (isinstance(own, nn.Linear) or not whole))
 
 
 def _replace(root: nn.Module, name: str, module: nn.Module) -> None:

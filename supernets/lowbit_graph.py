@@ -106,7 +106,7 @@ def multiplying_operators(path: Path, tensors: Mapping[str, Collection[str]]) ->
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         graph = onnx.load(options.optimized_model_filepath).graph
     owners = {name: layer for layer, names in tensors.items() for name in names}
-    found = {}
+    found: dict[str, str] = {}
     for node in graph.node:
         if node.op_type in ("MatMulNBits", "QLinearConv", "ConvInteger"):
             found |= {owners[name]: node.op_type for name in node.input if name in owners}

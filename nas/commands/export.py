@@ -36,7 +36,7 @@ def export(
         supernet: models:/NAME@alias, a folder that `nas fit` saved, or a .ckpt file.
         architecture: a JSON object of choices, the identity of an architecture in a study, selected (what
             differentiable search has found), or one of smallest, middle and largest.
-        format: safetensors, pt2 or onnx, or a list of them.
+        format: safetensors, pt2, onnx or onnx-lowbit (quantised networks, their weights packed), or a list of them.
         out: folder to write, new or empty.
         study: where to look an identity up; every study in the storage by default.
         storage: where studies live: a journal file, or an Optuna database URL.

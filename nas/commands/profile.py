@@ -13,6 +13,7 @@ from nas.commands.limits import costs_for, given_limits
 from nas.commands.sections import build_sections, read_yaml
 from nas.commands.tables import amount, table
 from nas.costs import Cost, CostMeter
+from nas.deploying import possible_table
 from nas.sampling import UnsatisfiableError, sample_within
 from search_spaces import Architecture, SearchSpace, derive_seed
 from trials import Limit, parse_limits
@@ -72,6 +73,9 @@ def profile(
     print(f"{config}: {size:,} architectures (10^{math.log10(size):.1f}), {len(space.choices)} choices\n")
     print(_choices(space) + "\n")
     print(_reach(space, costs, meter, drawn))
+    bits = possible_table(space, [space.smallest(), space.largest(), *drawn])
+    if bits is not None:
+        print(f"\n{bits}")
     measurable = [limit for limit in limits if limit.metric in costs]
     for limit in limits:
         if limit.metric not in costs:

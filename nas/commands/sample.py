@@ -57,7 +57,7 @@ def sample(
         storage: where studies live: a journal file, or an Optuna database URL.
         data: YAML file with a `data` section, for checkpoints that do not name their data.
         out: folder to write, new or empty.
-        formats: of safetensors, pt2 and onnx.
+        formats: of safetensors, pt2, onnx and onnx-lowbit (quantised networks, their weights packed).
         overwrite: replace an earlier export in `out`.
         trust: a package of your own that the supernet may name, that of your model say, or a list of them.
         seed: of the quick search.
