@@ -132,6 +132,27 @@ def test_gradients_agree_with_the_learnable_fake_quantisation_of_torch() -> None
     torch.testing.assert_close(given, expected)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_lsq_gives_the_numbers_of_torchao_and_of_brevitas_at_the_same_scales(bits: int) -> None:
+    from brevitas.core.function_wrapper import Identity, RoundSte, TensorClamp
+    from brevitas.core.quant import IntQuant
+    from torchao.quantization.quant_primitives import _fake_quantize_affine
+
+    w = weights(5, 12).float()
+    scale = LSQ().initial(w, bits)
+    ours, low, high = LSQ()(w, bits, scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    zeros = torch.zeros(5, dtype=torch.int32)
+    assert torch.equal(ours, _fake_quantize_affine(w, (1, 12), scale.flatten(), zeros, torch.int8, low, high))
+    theirs = IntQuant(
+        narrow_range=False,
+        signed=True,
+        float_to_int_impl=RoundSte(),
+        tensor_clamp_impl=TensorClamp(),
+        input_view_impl=Identity(),
+    )
+    assert torch.equal(ours, theirs(scale, torch.tensor(0.0), torch.tensor(float(bits)), w))
+
+
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 def test_the_step_of_lsq_starts_where_the_paper_starts_and_its_gradient_is_scaled(granularity: Any) -> None:
     quantizer, w = LSQ(granularity), weights(4, 3, 2, 2).requires_grad_()
