@@ -1,18 +1,22 @@
 """A model space written for NNI 3.0 as one of our search spaces."""
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, final
 
 import torch
-from nni.mutable import Categorical, CategoricalMultiple, Mutable, frozen_context
-from nni.nas.nn.pytorch import Cell, LayerChoice, ModelSpace, MutableModule, Repeat
-from nni.nas.space import model_context
 from torch import Tensor, nn
 
 from search_spaces import Architecture, Candidate, Choice, SearchSpace, TensorRule, load
+
+with warnings.catch_warnings():  # NNI 3.0 does not know two classes of torch 2.13, and needs neither
+    warnings.simplefilter("ignore", RuntimeWarning)
+    from nni.mutable import Categorical, CategoricalMultiple, Mutable, frozen_context
+    from nni.nas.nn.pytorch import Cell, LayerChoice, ModelSpace, MutableModule, Repeat
+    from nni.nas.space import model_context
 
 __all__ = ["NNISpace"]
 
@@ -46,7 +50,7 @@ class NNISpace(SearchSpace):
 
     def __init__(
         self,
-        model_space: Callable[..., Any] | str,
+        model_space: str | Callable[..., nn.Module],
         *,
         input_shape: tuple[int, ...],
         arguments: Mapping[str, Any] | None = None,

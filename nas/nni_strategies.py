@@ -2,22 +2,26 @@
 
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, final
 
 import nni
 import torch
-from nni.nas.evaluator import FunctionalEvaluator
-from nni.nas.execution import SequentialExecutionEngine
-from nni.nas.nn.pytorch import LayerChoice, ModelSpace
-from nni.nas.space import RawFormatModelSpace
-from nni.nas.strategy import DARTS, TPE, GumbelDARTS, Proxyless, Random, RandomOneShot, RegularizedEvolution
 from torch import Tensor, nn
 
 from search_spaces import Architecture, CellSpace, SearchSpace
 from search_spaces.cell_graph import EDGES
 from search_spaces.operations import operation
+
+with warnings.catch_warnings():  # NNI 3.0 does not know two classes of torch 2.13, and needs neither
+    warnings.simplefilter("ignore", RuntimeWarning)
+    from nni.nas.evaluator import FunctionalEvaluator
+    from nni.nas.execution import SequentialExecutionEngine
+    from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+    from nni.nas.space import RawFormatModelSpace
+    from nni.nas.strategy import DARTS, TPE, GumbelDARTS, Proxyless, Random, RandomOneShot, RegularizedEvolution
 
 __all__ = ["nni_model_space", "search_with_nni"]
 
