@@ -29,6 +29,7 @@ _HOMES = {
     "nas.expected": ("ExpectedMACs",),
     "nas.generation": ("open_weight_maker",),
     "nas.latency": ("Latency",),
+    "nas.latency_table": ("LatencyTable", "make_latency_table"),
     "nas.making": ("Generation", "GenerationError", "Request", "WeightMaker"),
     "nas.nni_experiment": ("nni_portal", "write_nni_experiment"),
     "nas.nni_space": ("NNISpace",),

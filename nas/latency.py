@@ -19,7 +19,7 @@ from nas.costs import Cost, materialise
 from search_spaces import Architecture, SearchSpace
 from trials import Direction
 
-__all__ = ["Latency", "Timing"]
+__all__ = ["Latency", "Timing", "exclusively"]
 
 
 @dataclass(frozen=True)
@@ -104,18 +104,28 @@ class Latency(Cost):
             model = materialise(self.space, architecture)
         with torch.device("cpu"):
             inputs = self.space.inputs(architecture, self.batch_size)
-        with FileLock(self._lock_path()), _fixed_threads(self.threads), _evaluating(model), torch.no_grad():
-            _warn_if_busy()
+        with exclusively(self.lock), _fixed_threads(self.threads), _evaluating(model), torch.no_grad():
             for _ in range(self.warmup):
                 model(*inputs)
             times = [_milliseconds(model, inputs) for _ in range(self.repeats)]
         quartiles = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
         return Timing(statistics.median(times), quartiles[0], quartiles[2], min(times), len(times))
 
-    def _lock_path(self) -> Path:
-        if self.lock is not None:
-            return Path(self.lock)
-        return Path(tempfile.gettempdir()) / f"weightloom-latency-{os.getuid()}.lock"
+
+@contextmanager
+def exclusively(lock: str | None) -> Iterator[None]:
+    """Hold the lock that keeps latencies of one machine from being measured at the same time.
+
+    Args:
+        lock: path of the lock file; ``None`` for one in the temporary folder that all of this user's processes share.
+
+    Warns:
+        RuntimeWarning: the machine has other work than this process, so times are doubtful.
+    """
+    path = Path(tempfile.gettempdir()) / f"weightloom-latency-{os.getuid()}.lock" if lock is None else Path(lock)
+    with FileLock(path):
+        _warn_if_busy()
+        yield
 
 
 def _milliseconds(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:

@@ -35,6 +35,7 @@ def profile(
     max_macs: float | None = None,
     max_model_size: float | None = None,
     max_latency: float | None = None,
+    latency_table: str | None = None,
     samples: int = 100,
     seed: int = 0,
 ) -> int:
@@ -46,6 +47,8 @@ def profile(
         max_macs: limit on multiply-accumulates of one example.
         max_model_size: limit on the bytes of the exported weights.
         max_latency: limit on the milliseconds of one forward pass on this machine.
+        latency_table: file to write: operators of the space and 20 whole networks, measured with ONNX Runtime on this
+            machine, for ``nas.LatencyTable``; takes minutes, on an idle machine.
         samples: random architectures to measure.
         seed: of the random architectures.
 
@@ -59,6 +62,8 @@ def profile(
         raise UsageError(f"--samples must be at least 1, got {samples}")
     configured = _read(Path(config))
     space = configured.space
+    if latency_table is not None:  # first, because search.costs may name it
+        _write_latency_table(space, latency_table, samples=samples, seed=seed)
     asked = given_limits(
         max_params=max_params, max_macs=max_macs, max_model_size=max_model_size, max_latency=max_latency
     )
@@ -81,6 +86,16 @@ def profile(
         if limit.metric not in costs:
             print(f"\n{limit.key} is known only after training")
     return _verdict(space, measurable, meter, drawn, generator)
+
+
+def _write_latency_table(space: SearchSpace, path: str, *, samples: int, seed: int) -> None:
+    from nas.latency_table import make_latency_table
+
+    fit = make_latency_table(space, path, samples=samples, seed=seed)
+    print(
+        f"wrote {path}: latency = {fit.slope:.3g} x sum of operators + {fit.intercept:.3g} ms; median error "
+        f"{100 * fit.error:.1f} % over {fit.networks} whole networks\n"
+    )
 
 
 def _choices(space: SearchSpace) -> str:
