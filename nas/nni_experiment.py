@@ -117,6 +117,7 @@ def nni_portal(folder: str | Path, name: str, *, port: int = 8080) -> Iterator[s
     command += [text for option, value in options.items() for text in (f"--{option}", str(value))]
     log = root / name / "log" / "manager.log"
     log.parent.mkdir(exist_ok=True)
+    _register(root, name, port)
     with (
         log.open("wb") as output,
         subprocess.Popen(
@@ -125,7 +126,7 @@ def nni_portal(folder: str | Path, name: str, *, port: int = 8080) -> Iterator[s
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=places[0],
-            env=os.environ | {"HOME": str(root)},
+            env=os.environ | {"HOME": str(root / name)},
             start_new_session=True,
         ) as keeper,
     ):
@@ -139,6 +140,27 @@ def nni_portal(folder: str | Path, name: str, *, port: int = 8080) -> Iterator[s
             assert keeper.stdin is not None  # noqa: S101 - it is a pipe
             keeper.stdin.close()
             keeper.wait(_PATIENCE)
+
+
+def _register(root: Path, name: str, port: int) -> None:
+    """Write NNI's list of experiments, which it keeps in the home folder, into the folder of this one."""
+    entry = {
+        "id": name,
+        "port": port,
+        "startTime": _milliseconds(time.time()),
+        "endTime": "N/A",
+        "status": "INITIALIZED",
+        "platform": "local",
+        "experimentName": name,
+        "tag": [],
+        "pid": os.getpid(),
+        "webuiUrl": [],
+        "logDir": str(root),
+        "prefixUrl": None,
+    }
+    place = root / name / "nni-experiments"
+    place.mkdir(exist_ok=True)
+    (place / ".experiment").write_text(json.dumps({name: entry}))
 
 
 def _milliseconds(seconds: float | None) -> int:

@@ -64,6 +64,7 @@ def test_the_portal_shows_the_trials_and_leaves_no_process_and_no_file_elsewhere
 
         jobs = {job["trialJobId"]: job for job in json.loads(get("/api/v1/nni/trial-jobs"))}
         profile = json.loads(get("/api/v1/nni/experiment"))
+        listed = json.loads(get("/api/v1/nni/experiment-metadata"))  # without it the pages stay empty
         page = get("/")
         assert managers(folder)
     assert {name: job["status"] for name, job in jobs.items()} == {
@@ -80,6 +81,7 @@ def test_the_portal_shows_the_trials_and_leaves_no_process_and_no_file_elsewhere
     assert (jobs["t0000"]["startTime"], jobs["t0000"]["endTime"]) == (1_000_000, 1_000_500)
     assert profile["params"]["searchSpace"]["width"] == {"_type": "choice", "_value": [8, 16]}
     assert profile["params"]["tuner"]["classArgs"] == {"optimize_mode": "maximize"}
+    assert listed["id"] == "digits_v2"
     assert b"<!doctype html>" in page
     assert managers(folder) == []
     assert list(home.iterdir()) == []
