@@ -1,8 +1,9 @@
-"""List and run benchmarks: ``python -m benchmarks [NAME ...] [--all] [--quick] [--record]``."""
+"""List and run benchmarks: ``python -m benchmarks [NAME ...] [--all] [--quick] [--record] [--data FOLDER]``."""
 
 import argparse
 import ast
 import importlib
+import inspect
 import os
 import platform
 import re
@@ -65,16 +66,22 @@ def record(name: str, result: Result, minutes: float) -> None:
     os.replace(draft, RESULTS)
 
 
-def run(name: str, *, quick: bool, keep: bool) -> bool:
-    """Run one benchmark in this process and print what it found."""
+def run(name: str, *, quick: bool, keep: bool, data: str | None = None) -> bool:
+    """Run one benchmark in this process, on another folder of data if given, and print what it found."""
     print(f"{name}: {summaries()[name]}{' (quick: a shorter run, not for the record)' if quick else ''}", flush=True)
     start = time.perf_counter()
-    result: Result = importlib.import_module(f"benchmarks.{name}").run(quick)
+    measure = importlib.import_module(f"benchmarks.{name}").run
+    result: Result = measure(quick) if data is None else measure(quick, data=data)
     print(f"\n{table(result.rows)}\n")
     if keep:
         record(name, result, (time.perf_counter() - start) / 60)
     print(verdict(result), flush=True)
     return result.passed
+
+
+def takes_data(name: str) -> bool:
+    """Return whether a benchmark runs on any data of its kind."""
+    return "data" in inspect.signature(importlib.import_module(f"benchmarks.{name}").run).parameters
 
 
 def apart(name: str, options: Sequence[str]) -> bool:
@@ -93,6 +100,7 @@ def main() -> int:
     parser.add_argument(
         "--record", action="store_true", help=f"write the figures to {RESULTS.parent.name}/{RESULTS.name}"
     )
+    parser.add_argument("--data", metavar="FOLDER", help="for a benchmark that runs on any data of its kind")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.names if name not in known]
     if unknown:
@@ -104,8 +112,10 @@ def main() -> int:
         width = max(map(len, known))
         print("\n".join(f"{name:<{width}}  {summary}" for name, summary in known.items()))
         return 0
+    if arguments.data is not None and (len(names) > 1 or arguments.record or not takes_data(names[0])):
+        parser.error("--data goes with one benchmark that runs on any data of its kind, and not with --record")
     if len(names) == 1:
-        return 0 if run(names[0], quick=arguments.quick, keep=arguments.record) else 1
+        return 0 if run(names[0], quick=arguments.quick, keep=arguments.record, data=arguments.data) else 1
     options = [f"--{option}" for option in ("quick", "record") if getattr(arguments, option)]
     failed = []
     for name in names:

@@ -24,6 +24,7 @@ _HOMES = {
     ),
     "nas.costs": ("Cost", "MACs", "ModelSize", "Parameters", "macs_of"),
     "nas.data": ("DigitsData", "ImageData", "PlanetoidData", "SpeechData", "TextData", "TranslationData"),
+    "nas.discretise": ("Discretised", "DiscretisationGap", "DiscretisationGapError", "SelectedArchitecture"),
     "nas.effects": ("Effect", "InputNoise", "WeightPenalty"),
     "nas.evaluation": ("Evaluate", "Screen"),
     "nas.expected": ("ExpectedMACs",),

@@ -208,26 +208,32 @@ class GraphSpace(SearchSpace):
         return tuple(c.name for c in self.choices if c.kind == "categorical" or ".bits." in c.name)
 
     def inputs(self, architecture: Architecture, batch_size: int = 1) -> tuple[Tensor, ...]:
-        """Return zeros ``(batch_size, in_features)`` and ``(2, E)``, with the edges that so many nodes have."""
+        """Return zeros ``(batch_size, in_features)`` and as many edges ``(2, E)`` as so many nodes have."""
         del architecture
-        edges = round(batch_size * self.edges / self.nodes)
-        return torch.zeros(batch_size, self.in_features), torch.zeros(2, edges, dtype=torch.int64)
+        places = torch.arange(round(batch_size * self.edges / self.nodes))
+        targets = (places * (places + 1)).div(2, rounding_mode="floor")  # nodes of different degrees
+        return torch.zeros(batch_size, self.in_features), torch.stack([places, targets]) % batch_size
 
     def rules(self) -> Mapping[str, TensorRule]:
         """Cut the features of every head by themselves."""
         if self.heads == 1:
             return {}
-        k = self.heads
-        return {
-            "block1.linear.weight": TensorRule(blocks={0: k}),
-            "*.attention.*.mix.weight": TensorRule(),
-            "head.attention.*": TensorRule(),
-            "*.attention.*.weight": TensorRule(blocks={1: k}),
-            "head.linear.weight": TensorRule(blocks={1: k}),
-            "head.bias": TensorRule(),
-            "*.bias": TensorRule(blocks={0: k}),
-            "*.linear.weight": TensorRule(blocks={0: k, 1: k}),
-        }
+        with torch.device("meta"):
+            names = [name for name, _ in self.superset().named_parameters()]
+        found = {name: TensorRule(blocks=dict.fromkeys(self._dims(name), self.heads)) for name in names}
+        return {name: rule for name, rule in found.items() if rule.blocks}
+
+    @staticmethod
+    def _dims(name: str) -> tuple[int, ...]:
+        """Return the dimensions of a tensor that are features of all heads of a hidden block."""
+        block, part = name.split(".", 1)
+        if part == "bias":
+            return () if block == HEAD else (0,)
+        if part == "linear.weight":
+            return (1,) if block == HEAD else (0,) if block == block_name(1) else (0, 1)
+        if part.startswith("shortcut"):
+            return 0, 1
+        return () if block == HEAD or part.endswith("mix.weight") else (1,)
 
     def bitwidths(self, architecture: Architecture) -> Mapping[str, tuple[int, int]]:
         """Return the bits of the weights and the input of each linear map that is quantised."""

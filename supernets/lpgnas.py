@@ -34,7 +34,7 @@ class LPGNASRule(nn.Module, SamplingRule):
     Before bits learn, they are tried: each candidate of each site alone, in the architecture that is selected by then,
     with hard rounding. One that raises the training loss by more than ``tolerance`` is barred from the search. A
     mixture of roundings hides such a collapse from the gradient: without the table (``tolerance: null``) the search
-    takes few bits where they ruin the network, see ``nas.discretisation_gap``.
+    takes few bits where they ruin the network, see ``nas.Discretised``.
 
     Differs from the paper, of which only the abstract could be read: sampler, phases and table are ours.
 

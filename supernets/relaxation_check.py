@@ -54,12 +54,14 @@ def _random_weights(space: SearchSpace) -> dict[str, Tensor]:
 
 
 def _random_inputs(space: SearchSpace, architecture: Architecture, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Inputs like the space's examples: normal numbers, or 0 and 1 for indices."""
+    """Inputs like the space's examples: normal numbers, or 0 and 1 for indices, unless the examples have others."""
     with torch.device("cpu"):
         examples = space.inputs(architecture, _BATCH)
     return tuple(
         torch.randn(example.shape, generator=generator, dtype=example.dtype)
         if example.is_floating_point()
+        else example
+        if bool(example.any())
         else torch.randint(2, example.shape, generator=generator, dtype=example.dtype)
         for example in examples
     )
