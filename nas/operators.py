@@ -1,18 +1,25 @@
 """The layers of a network as single operators of ONNX Runtime: what they are, and a model of each to time."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
-from search_spaces import FULL_PRECISION, Architecture, SearchSpace, skeleton
+from search_spaces import FULL_PRECISION, Architecture, InputQuantizer, SearchSpace, skeleton
 from supernets.lowbit_layers import block_size
 
 __all__ = ["Operator", "operator_model", "operators"]
 
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+_FUSED: frozenset[Callable[..., Any]] = frozenset(
+    {F.batch_norm, F.relu, torch.relu, torch.relu_, Tensor.relu, F.dropout, F.max_pool1d, F.max_pool2d}
+    | {torch.max_pool1d, torch.max_pool2d, torch.flatten, Tensor.flatten, Tensor.view, Tensor.reshape}
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,8 @@ class Operator:
         groups: of a convolution.
         bits: of the weights; 32 for single precision.
         input_bits: of the input.
+        output: whether the output is quantised, once, before anything but batch norm, ReLU and max pooling, so that a
+            convolution of 8 bits stays among integers.
     """
 
     shape: tuple[int, ...]
@@ -40,12 +49,13 @@ class Operator:
     groups: int = 1
     bits: int = FULL_PRECISION
     input_bits: int = FULL_PRECISION
+    output: bool = False
 
     @property
     def key(self) -> str:
         """Spelling in a table, e.g. ``conv 16x8x8>32 k3x3 s1x1 p1x1 d1x1 g1 w8a8``."""
         shape = "x".join(map(str, self.shape))
-        bits = f"w{self.bits}a{self.input_bits}"
+        bits = f"w{self.bits}a{self.input_bits}" + ("q" if self.output and self.kernel else "")
         if not self.kernel:
             return f"linear {shape}>{self.outputs} {bits}"
         sizes = (self.kernel, self.stride, self.padding, self.dilation)
@@ -56,7 +66,12 @@ class Operator:
     def is_product(self) -> bool:
         """Whether it runs as a product of packed weights where they have few bits."""
         pointwise = set(self.kernel) == {1} and self.groups == 1 and not any(self.padding)
-        return not self.kernel or (pointwise and not (self.bits == 8 and self.input_bits <= 8))
+        return not self.kernel or (pointwise and not self.is_integer)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether it is a convolution that the runtime fuses into one over integers."""
+        return bool(self.kernel) and self.bits <= 8 and self.input_bits <= 8 and self.output
 
     @property
     def timed_shape(self) -> tuple[int, ...]:
@@ -67,20 +82,64 @@ class Operator:
         return self.shape[0], *(-(-size // step) for size, step in pixels)
 
 
+class _Flow(TorchFunctionMode):
+    """Follows what layers return to the quantisers of later ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.origins: dict[int, int] = {}  # id of a tensor -> the call that it came from
+        self.kept: list[Tensor] = []  # alive, so that no id is used twice
+        self.quantized: set[int] = set()
+        self.widened: set[int] = set()
+        self.inside = False
+
+    def begin(self, tensor: Tensor, call: int) -> None:
+        """Note that ``tensor`` is the output of a layer, or came from it."""
+        self.origins[id(tensor)] = call
+        self.kept.append(tensor)
+
+    def enter(self, quantizer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Note that a quantiser is called, what happens in it not counting; a second one has other steps."""
+        self.inside = True
+        if id(args[0]) in self.origins:
+            call = self.origins[id(args[0])]
+            (self.widened if call in self.quantized else self.quantized).add(call)
+
+    def leave(self, quantizer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        """Note that it has returned."""
+        self.inside = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and not self.inside:
+            values = [*args, *(kwargs or {}).values()]
+            calls = {self.origins[id(x)] for x in values if isinstance(x, Tensor) and id(x) in self.origins}
+            if func in _FUSED:
+                for call in calls:
+                    self.begin(made, call)
+            else:
+                self.widened |= calls
+        return made
+
+
 def operators(space: SearchSpace, architecture: Architecture) -> list[Operator]:
     """Return every linear and convolutional layer of a network as often as it is called, for one example.
 
     Everything else a network does is left out.
     """
     widths = space.bitwidths(architecture)
-    found: list[Operator] = []
+    calls: list[tuple[nn.Module, tuple[int, ...], tuple[int, int]]] = []
+    flow = _Flow()
     with torch.device("meta"):
         module = skeleton(space, architecture).eval()
         inputs = space.inputs(architecture)
 
-    def watch(name: str) -> Any:
+    def watch(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            found.append(_described(layer, tuple(args[0].shape[1:]), widths.get(name, (FULL_PRECISION,) * 2)))
+            flow.begin(output, len(calls))
+            calls.append((layer, tuple(args[0].shape[1:]), widths.get(name, (FULL_PRECISION,) * 2)))
 
         return hook
 
@@ -88,11 +147,16 @@ def operators(space: SearchSpace, architecture: Architecture) -> list[Operator]:
         for name, layer in module.named_modules():
             if isinstance(layer, _KINDS):
                 stack.callback(layer.register_forward_hook(watch(name)).remove)
+            elif isinstance(layer, InputQuantizer):
+                stack.callback(layer.register_forward_pre_hook(flow.enter).remove)
+                stack.callback(layer.register_forward_hook(flow.leave).remove)
+        stack.enter_context(flow)
         module(*inputs)
-    return found
+    fused = flow.quantized - flow.widened
+    return [_described(*call, output=number in fused) for number, call in enumerate(calls)]
 
 
-def _described(layer: nn.Module, shape: tuple[int, ...], widths: tuple[int, int]) -> Operator:
+def _described(layer: nn.Module, shape: tuple[int, ...], widths: tuple[int, int], *, output: bool) -> Operator:
     if isinstance(layer, nn.Linear):
         return Operator(shape, layer.out_features, bits=widths[0], input_bits=widths[1])
     assert isinstance(layer, nn.Conv1d | nn.Conv2d)  # noqa: S101 - for the type checker
@@ -105,7 +169,7 @@ def _described(layer: nn.Module, shape: tuple[int, ...], widths: tuple[int, int]
     else:
         padding = tuple(layer.padding)
     sizes = tuple(layer.kernel_size), tuple(layer.stride), padding, tuple(layer.dilation)
-    return Operator(shape, layer.out_channels, *sizes, layer.groups, *widths)
+    return Operator(shape, layer.out_channels, *sizes, layer.groups, *widths, output)
 
 
 def operator_model(operator: Operator) -> bytes:
@@ -147,7 +211,7 @@ def operator_model(operator: Operator) -> bytes:
         geometry = {"strides": operator.stride, "dilations": operator.dilation, "group": operator.groups}
         pads = [*operator.padding, *operator.padding]
         nodes.append(helper.make_node("Conv", [x, "weight", "bias"], ["y"], pads=pads, **geometry))
-        y = quantized("y") if integer and operator.input_bits <= 8 else "y"
+        y = quantized("y") if operator.is_integer else "y"
     graph = helper.make_graph(
         nodes,
         "operator",

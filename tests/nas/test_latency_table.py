@@ -46,6 +46,19 @@ def test_operators_are_the_layers_of_the_network_with_their_bits() -> None:
     assert all(operator.key.endswith("w32a32") for operator in found)
 
 
+def test_a_convolution_stays_among_integers_where_its_output_is_quantised_first() -> None:
+    residual = ConvNetSpace([Stage((4,), (1,), (3,), (1,), block="residual")], 3, resolutions=(8,))
+    space = QuantizedSpace(residual, weight_bits=(8, 32), input_bits=(8, 32), ends=None, groups={"all": ["*"]})
+    found = operators(space, space.quantized(residual.largest(), 8))
+    stem, inner, summed, shortcut, head = found
+    assert inner.is_integer  # through batch norm and ReLU into the next convolution
+    assert inner.key.endswith("w8a8q")
+    assert not stem.is_integer  # into two quantisers with steps of their own
+    assert not summed.is_integer  # into a sum
+    assert (summed.is_product, shortcut.is_product, head.is_product) == (False, True, True)
+    assert not any(operator.is_integer for operator in operators(space, space.quantized(residual.largest(), 32)))
+
+
 @pytest.mark.parametrize(
     ("operator", "shape"),
     [
