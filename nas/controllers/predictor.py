@@ -64,7 +64,7 @@ class PredictorController(Controller):
     """
 
     def __init__(
-        self, problem: Problem, *, start: int = 10, parents: int = 5, rounds: int = 2, memory: int = 500
+        self, problem: Problem, *, start: int = 10, parents: int = 5, rounds: int = 2, memory: int = 300
     ) -> None:
         if start < 2 or parents < 1 or rounds < 0 or memory < 10:
             raise ValueError(
