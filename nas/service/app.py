@@ -18,6 +18,7 @@ from nas.service.files import file_answer
 from nas.service.guard import Guard, problem_body
 from nas.service.jobs import JOB
 from nas.service.observe import CONTENT_TYPE_LATEST, log_to_stderr
+from nas.service.page import description_page
 from nas.service.problems import RefusedError, refusals
 from nas.service.schemas import (
     SUBNETWORK,
@@ -279,8 +280,11 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         yield
         await service.stop()
 
-    app = FastAPI(title="weightloom", summary=_SUMMARY, version=_version(), lifespan=lifespan, redoc_url=None)
+    app = FastAPI(
+        title="weightloom", summary=_SUMMARY, version=_version(), lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     app.state.service = service
+    app.add_api_route("/docs", description_page, include_in_schema=False)
     for router in _ROUTERS:
         app.include_router(router)
     app.add_exception_handler(RefusedError, _on_refusal)

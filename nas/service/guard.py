@@ -21,7 +21,7 @@ __all__ = ["Guard", "problem_body"]
 
 _logger = logging.getLogger("nas.service")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_OPEN = frozenset({"/livez", "/readyz", "/docs", "/openapi.json", "/docs/oauth2-redirect"})
+_OPEN = frozenset({"/livez", "/readyz", "/docs", "/openapi.json"})
 _CLIENTS = 10_000
 
 

@@ -78,6 +78,10 @@ class Page:
         self.call("Page.navigate", url=address)
         self.wait("document.readyState === 'complete'")
 
+    def resize(self, width: int, height: int) -> None:
+        """Make the window that big, in pixels."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+
     def value(self, script: str) -> Any:
         """Return what an expression is worth in the page."""
         found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
@@ -201,9 +205,7 @@ def chromium(folder: Path, *, width: int = 1360, height: int = 900) -> Iterator[
         address = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
         with connect(address, max_size=None, proxy=None) as socket:
             page = Page(socket)
-            page.call(
-                "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
-            )
+            page.resize(width, height)
             yield page
     finally:
         process.terminate()

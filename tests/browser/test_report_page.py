@@ -1,10 +1,6 @@
 """The report in a browser: what is pointed at, dragged and clicked does what the page says."""
 
-import importlib.util
 import json
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -14,19 +10,6 @@ from search_spaces import ConvNetSpace, Stage, Stem
 from trials import Limit, Measurement, Metric, StudySpec, Trial, TrialState
 
 pytestmark = pytest.mark.browser
-PHOTOGRAPHS = Path(__file__).parents[2] / "runs" / "photographs"
-
-
-def helper() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("chromium", Path(__file__).with_name("chromium.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-browser = helper()
 
 
 def space() -> ConvNetSpace:
@@ -78,12 +61,6 @@ def study(name: str, shift: float) -> tuple[StudySpec, list[Trial]]:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    with browser.chromium(tmp_path_factory.mktemp("browser"), width=1240, height=1000) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     spec, trials = study("kites", 0.0)
     files = write_report(
@@ -96,7 +73,7 @@ def marked(page, trial: int) -> int:
     return page.value(f"document.querySelectorAll('[data-trial=\"{trial}\"].on').length")
 
 
-def test_report_asks_for_nothing_and_complains_of_nothing(page, report):
+def test_report_asks_for_nothing_and_complains_of_nothing(page, report, photographs):
     page.open(report)
     assert [address for address in page.requests if not address.startswith(("file:", "data:"))] == []
     assert page.complaints == []
@@ -104,10 +81,10 @@ def test_report_asks_for_nothing_and_complains_of_nothing(page, report):
     assert wide, "the page must not scroll sideways"
     for key in ("pareto", "hypervolume", "choices", "importance", "portrait"):
         assert page.value(f"document.getElementById('{key}').getBoundingClientRect().height") > 100
-    page.photograph(PHOTOGRAPHS / "report.png", selector="main")
+    page.photograph(photographs / "report.png", selector="main")
 
 
-def test_pointing_at_a_trial_tells_all_and_shows_it_everywhere(page, report):
+def test_pointing_at_a_trial_tells_all_and_shows_it_everywhere(page, report, photographs):
     page.open(report)
     spoken = json.loads(page.value("document.getElementById('trials').textContent"))
     trial = page.value("Number(document.querySelector('#pareto .dot.front[data-trial]').dataset.trial)")
@@ -116,13 +93,13 @@ def test_pointing_at_a_trial_tells_all_and_shows_it_everywhere(page, report):
     assert page.value("document.getElementById('tip').getBoundingClientRect().height") > 50
     assert marked(page, trial) >= 3  # the dot, its line, its row
     assert page.value(f"document.querySelector('#choices [data-trial=\"{trial}\"]').classList.contains('on')")
-    page.photograph(PHOTOGRAPHS / "report-pointed.png")
+    page.photograph(photographs / "report-pointed.png")
     page.point(2, 2)
     assert marked(page, trial) == 0
     assert page.value("document.getElementById('tip').style.display") == "none"
 
 
-def test_dragging_along_an_axis_keeps_a_candidate(page, report):
+def test_dragging_along_an_axis_keeps_a_candidate(page, report, photographs):
     page.open(report)
     spec, trials = study("kites", 0.0)
     names = [name for name in spec.choices if len({t.architecture.get(name) for t in trials[:40]}) > 1]
@@ -136,12 +113,12 @@ def test_dragging_along_an_axis_keeps_a_candidate(page, report):
     assert set(shown) == {t.number for t in trials[:40] if t.architecture["stage1.kernel"] == 5}
     faint = page.value("[...document.querySelectorAll('#pareto .dot.off')].map((dot) => Number(dot.dataset.trial))")
     assert set(faint) == {t.number for t in trials[:40] if t.architecture["stage1.kernel"] == 3}
-    page.photograph(PHOTOGRAPHS / "report-choices.png", selector="#choices", margin=16)
+    page.photograph(photographs / "report-choices.png", selector="#choices", margin=16)
     page.drag((x, middle), (x, middle))
     assert page.value("document.querySelectorAll('.off').length") == 0
 
 
-def test_clicking_a_trial_draws_its_architecture(page, report):
+def test_clicking_a_trial_draws_its_architecture(page, report, photographs):
     page.open(report)
     shown = "[...document.querySelectorAll('[data-portrait]')].filter((g) => g.style.display !== 'none')"
     numbers = page.value("[...document.querySelectorAll('[data-show]')].map((b) => b.dataset.show)")
@@ -153,7 +130,7 @@ def test_clicking_a_trial_draws_its_architecture(page, report):
     assert page.value("document.querySelector('button.chosen').dataset.show") == numbers[1]
     page.point(*page.middle(f"[data-portrait='{numbers[1]}'] .hit"))
     assert "parameters" in page.value("document.getElementById('tip').textContent")
-    page.photograph(PHOTOGRAPHS / "report-architecture.png", selector="section:has(#portrait)")
+    page.photograph(photographs / "report-architecture.png", selector="section:has(#portrait)")
 
 
 def test_a_command_is_selected_for_copying(page, report):
@@ -163,7 +140,7 @@ def test_a_command_is_selected_for_copying(page, report):
     assert page.value("document.querySelector('[data-copy]').textContent") == "copied"
 
 
-def test_comparison_shows_both_studies(page, tmp_path):
+def test_comparison_shows_both_studies(page, tmp_path, photographs):
     files = write_comparison(study("kites", 0.0), study("gliders", 0.004), tmp_path)
     page.open(files["compare.html"].as_uri())
     assert page.complaints == []
@@ -171,11 +148,10 @@ def test_comparison_shows_both_studies(page, tmp_path):
     trial = page.value("document.querySelector('#pareto .dot.front.second[data-trial]').dataset.trial")
     page.point(*page.middle(f"#pareto [data-trial='{trial}']"))
     assert page.value("document.getElementById('tip').textContent").startswith(f"gliders, trial {trial[1:]} ")
-    page.photograph(PHOTOGRAPHS / "comparison.png", selector="main")
+    page.photograph(photographs / "comparison.png", selector="main")
 
 
 def test_report_fits_a_narrow_window(page, report):
-    page.call("Emulation.setDeviceMetricsOverride", width=420, height=800, deviceScaleFactor=1, mobile=False)
+    page.resize(420, 800)
     page.open(report)
     assert page.value("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-    page.call("Emulation.setDeviceMetricsOverride", width=1240, height=1000, deviceScaleFactor=1, mobile=False)

@@ -62,3 +62,12 @@ def test_it_names_every_route_code_and_option(studied: Any) -> None:
     assert f"http://{defaults['host']}:{defaults['port']}" == DEFAULT
     for option in re.findall(r"--(\w+)", GUIDE):
         assert option in defaults, option
+
+
+def test_its_page_needs_no_other_machine(studied: Any) -> None:
+    answer = requests.get(f"{studied.url}/docs", timeout=10)
+    assert "<details" in answer.text or 'make("details"' in answer.text
+    assert re.findall(r"https?://[\w.]+|src=|@import", answer.text) == []
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'; connect-src 'self'" in policy
+    assert requests.get(f"{studied.url}/redoc", timeout=10).status_code == 404
