@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-browser lint bench clean
+.PHONY: help env demo test test-browser test-ray lint bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,8 +14,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo "make env    create .venv with everything the tests and benchmarks need"
 	@echo "make demo   run 'nas quickstart': train, search and export on the embedded digits"
-	@echo "make test   formatting, lint, types and the default tests, with test-browser where there is Chromium"
+	@echo "make test   formatting, lint, types and the default tests, test-ray, and test-browser where there is Chromium"
 	@echo "make test-browser  report and MLflow pages in Chromium; photographs in runs/photographs"
+	@echo "make test-ray  evaluations on a Ray cluster of two nodes on this machine"
 	@echo "make lint   formatting, lint and types"
 	@echo "make bench  every benchmark, minutes to hours"
 	@echo "make clean  remove .venv and caches"
@@ -40,11 +41,15 @@ lint: env
 
 test: lint
 	$(BIN)/pytest -q -n 2 --dist worksteal
+	@$(MAKE) --no-print-directory test-ray
 	@if $(BIN)/python -P tests/browser/chromium.py; then $(MAKE) --no-print-directory test-browser; \
 	  else echo "=== NOT TESTED: the report and the MLflow pages in a browser (make test-browser)"; fi
 
 test-browser: env
 	$(BIN)/pytest -q -m browser tests/browser
+
+test-ray: env
+	$(BIN)/pytest -q -m ray tests/trials
 
 bench: env
 	$(BIN)/python -m benchmarks --all

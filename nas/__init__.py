@@ -41,7 +41,7 @@ _HOMES = {
     "nas.search": ("Search", "SearchResult", "front"),
     "nas.seeds": ("FinishedStudy", "KnownArchitectures", "Seeds"),
     "nas.service.client": ("Client", "ServiceError"),
-    "nas.settings": ("SearchSettings", "open_search"),
+    "nas.settings": ("RayCluster", "SearchSettings", "open_search"),
     "nas.standalone": ("Recipe",),
     "nas.tabular": ("TabularObjective",),
     "nas.trust": ("TrustGate", "UntrustedError"),

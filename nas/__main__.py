@@ -14,12 +14,14 @@ _TRAINER = {
     "validate": "score the smallest, middle and largest subnetwork of a checkpoint",
     "test": "the same on the test split",
     "search": "search the subnetworks of a trained supernet",
+    "worker": "join a search from another machine: the options of search, no report and no MLflow of its own",
 }
 _LIGHT = {
     "profile": "what a space can reach, and whether limits can be met, before any training",
     "sample": "export the best known subnetwork under a limit",
     "export": "export one given subnetwork",
     "generate": "weights from a trained hypernetwork, for a condition or a size",
+    "proxy": "let many workers reach one database through Optuna's gRPC proxy",
     "serve": "hand out subnetworks over HTTP",
     "grow": "start a wider network from one or two trained ones",
     "zoo": "train many small networks over variations of a data set, to generate weights from",

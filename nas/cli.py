@@ -41,11 +41,12 @@ class NASCLI(LightningCLI):
     Every verb knows every section, so a misspelt key is found by the first command that reads the file.
 
     Args:
-        arguments: the command line after ``nas``.
+        arguments: the command line after ``nas``; ``worker`` is a search that leaves MLflow and the report to others.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        self.arguments = list(arguments)
+        self.worker = list(arguments[:1]) == ["worker"]
+        self.arguments = ["search", *arguments[1:]] if self.worker else list(arguments)
         self.folder: Path | None = None
         self.result: SearchResult | None = None
         quiet: dict[str, Any] = {"allow_abbrev": False}
@@ -68,7 +69,7 @@ class NASCLI(LightningCLI):
         inherited = {name: hidden for name, hidden in LightningCLI.subcommands().items() if name in _SUBCOMMANDS}
         return {
             **{name: hidden | {"weights_only"} for name, hidden in inherited.items()},
-            "search": {"model", "datamodule", "settings", "tracking", "command", "config", "locator"},
+            "search": {"model", "datamodule", "settings", "tracking", "command", "config", "locator", "report"},
         }
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -169,7 +170,8 @@ class NASCLI(LightningCLI):
             return {
                 **given,
                 "settings": self.settings,
-                "tracking": self.tracking,
+                "tracking": None if self.worker else self.tracking,
+                "report": not self.worker,
                 "command": self.command,
                 "config": text,
             }

@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import lightning as L
 import torch
 
 from nas.controllers import Controller, EvolutionController, Problem
 from nas.costs import Cost, MACs, Parameters
-from nas.evaluation import Evaluate, Screen
+from nas.evaluation import Evaluate, Job, Screen
 from nas.objectives import Objective, WeightSharing
 from nas.sampling import sample_within
 from nas.search import Search
@@ -18,9 +19,43 @@ from nas.seeds import Planting, Seeds
 from nas.trust import TrustGate
 from search_spaces import SearchSpace
 from supernets import Supernet
-from trials import Metric, ProcessExecutor, SerialExecutor, StudySpec, Trial, TrialStore, parse_limits
+from trials import (
+    Executor,
+    Metric,
+    Outcome,
+    ProcessExecutor,
+    RayExecutor,
+    SerialExecutor,
+    StudySpec,
+    Trial,
+    TrialStore,
+    parse_limits,
+)
 
-__all__ = ["SearchSettings", "make_problem", "open_search"]
+__all__ = ["RayCluster", "SearchSettings", "make_problem", "open_search"]
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """Where evaluations run with ``search.executor: ray``.
+
+    Args:
+        address: of the cluster, ``auto`` for the one that this machine belongs to; left out, Ray runs on this machine
+            for as long as the search does.
+        cpus: that one evaluation needs.
+        gpus: that one evaluation needs; 0.5 lets two share one.
+        retries: how often an evaluation is begun again when its worker or machine dies.
+    """
+
+    address: str | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+    retries: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("cpus", "gpus", "retries"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"search.ray.{name} must be 0 or more, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -40,8 +75,11 @@ class SearchSettings:
             :class:`nas.TrustGate`.
         seeds: architectures to evaluate before the controller is asked, as ordinary trials; see :class:`nas.Seeds`.
         workers: evaluating processes; 0 evaluates in this one.
+        executor: where those processes run: on this machine, or on a Ray cluster.
+        ray: the cluster, for ``executor: ray``.
         timeout: seconds after which an evaluation in a worker process fails.
-        storage: where studies live: a journal file, or an Optuna database URL.
+        storage: where studies live: a journal file, a database such as ``postgresql://USER@HOST/NAME``, or
+            ``grpc://HOST:PORT`` of a `nas proxy`.
         seed: of the controller and the evaluations.
     """
 
@@ -55,6 +93,8 @@ class SearchSettings:
     trust: TrustGate = field(default_factory=TrustGate)
     seeds: Sequence[Seeds] = ()
     workers: int = 0
+    executor: Literal["process", "ray"] = "process"
+    ray: RayCluster = field(default_factory=RayCluster)
     timeout: float | None = None
     storage: str = "studies.journal"
     seed: int = 0
@@ -66,6 +106,8 @@ class SearchSettings:
             raise ValueError(f"search.workers must be >= 0, got {self.workers}")
         if self.timeout is not None and self.workers == 0:
             raise ValueError("search.timeout needs worker processes; set search.workers to 1 or more")
+        if self.executor == "ray" and self.workers == 0:
+            raise ValueError("search.executor: ray needs search.workers, how many evaluations run at once, got 0")
         parse_limits(self.limits)
 
 
@@ -155,13 +197,27 @@ def open_search(
     planting = Planting(settings.seeds, problem, supernet, data, study=settings.study, storage=settings.storage)
     with TrialStore(settings.storage, spec, runs=runs) as store:
         seeds = planting.keep(store)
-        executor = (
-            ProcessExecutor(evaluate, workers=settings.workers, timeout=settings.timeout, record=store.outcomes.write)
-            if settings.workers
-            else SerialExecutor(evaluate)
-        )
-        with executor:
+        with _executor(evaluate, settings, store) as executor:
             controller = settings.controller(problem)
             yield Search(
                 problem, controller, screen=screen, store=store, executor=executor, progress=progress, seeds=seeds
             )
+
+
+def _executor(evaluate: Evaluate, settings: SearchSettings, store: TrialStore) -> Executor[Job, Outcome]:
+    if settings.workers == 0:
+        return SerialExecutor(evaluate)
+    if settings.executor == "process":
+        return ProcessExecutor(
+            evaluate, workers=settings.workers, timeout=settings.timeout, record=store.outcomes.write
+        )
+    cluster = settings.ray
+    return RayExecutor(
+        evaluate,
+        workers=settings.workers,
+        timeout=settings.timeout,
+        address=cluster.address,
+        cpus=cluster.cpus,
+        gpus=cluster.gpus,
+        retries=cluster.retries,
+    )

@@ -23,6 +23,7 @@ from trials import (
     Trial,
     TrialState,
     hypervolume,
+    redact,
     write_atomically,
 )
 
@@ -145,6 +146,7 @@ def run_study(
     origin: Located | None,
     command: str,
     config: str = "",
+    report: bool = True,
 ) -> SearchResult:
     """Run or continue the study of ``settings``, print its front, and leave a report.
 
@@ -155,13 +157,15 @@ def run_study(
         tracking: MLflow address, or ``None``.
         origin: where the supernet came from; a registered version gets a reference to the search.
         command: how a person continues the study.
-        config: the whole configuration, kept beside the report and in MLflow.
+        config: the whole configuration, kept beside the report and in MLflow; passwords in addresses are not.
+        report: whether to write the report at the end; of several machines, one is enough.
 
     Raises:
         UnsatisfiableError: no architecture can meet the limits on costs.
         StudyMismatchError: the study exists and asks another question, or has scored other weights.
         ValueError: an objective or a limit names nothing that is measured.
     """
+    command, config = redact(command), redact(config)
     watch = _Watch(settings)
     metadata = {"continue": command, "supernet": "" if origin is None else origin.address}
     with open_search(supernet, data, settings, metadata=metadata, progress=watch) as search:
@@ -174,7 +178,8 @@ def run_study(
             result = search.run(settings.trials)
             watch.progress.close()
             _announce(result, search.problem.objectives, settings, command)
-            files = _report(search, result, folder / "report", storage=settings.storage)
+            shown = redact(settings.storage)
+            files = _report(search, result, folder / "report", storage=shown) if report else {}
         if mirror is not None:
             about = search.store.spec, result.trials, data
             _complete(mirror, settings, tracking, folder, origin, about)
@@ -231,7 +236,7 @@ def _complete(
     about: tuple[StudySpec, Sequence[Trial], L.LightningDataModule],
 ) -> None:
     """Let the mirror finish, then add report, description and data, and the references of supernet and search."""
-    resync = f"nas report {settings.study} --storage {settings.storage} --resync"
+    resync = f"nas report {settings.study} --storage {redact(settings.storage)} --resync"
     outcome = mirror.close()
     if not outcome.complete or outcome.run_id is None:
         print(f"warning: MLflow is not complete ({outcome.reason}); complete it with: {resync}", file=sys.stderr)
@@ -244,7 +249,7 @@ def _complete(
             tracker.log_artifacts(outcome.run_id, folder / "report", "report")
         spec, trials, data = about
         log_data(tracker, outcome.run_id, data, context="validation")
-        tags = {"mlflow.note.content": describe_search(spec, trials, outcome.run_id, storage=settings.storage)}
+        tags = {"mlflow.note.content": describe_search(spec, trials, outcome.run_id, storage=redact(settings.storage))}
         if origin is not None and origin.name is not None and origin.version is not None:
             found = {"nas.search.study": settings.study, "nas.search.run": outcome.run_id}
             tracker.tag_version(origin.name, origin.version, found)

@@ -85,6 +85,7 @@ class NASTrainer(L.Trainer):
         tracking: str | None = None,
         command: str = "",
         config: str = "",
+        report: bool = True,
         locator: Callable[..., Located] = locate,
     ) -> SearchResult:
         """Search the subnetworks of a trained supernet.
@@ -99,6 +100,7 @@ class NASTrainer(L.Trainer):
             tracking: MLflow address that mirrors the study; ``None`` for no mirror.
             command: how a person continues the study.
             config: the whole configuration, kept with the search.
+            report: whether to write the report at the end.
             locator: finds the files of ``ckpt_path``.
 
         Raises:
@@ -115,5 +117,12 @@ class NASTrainer(L.Trainer):
         if settings.workers == 0:
             supernet.to(self.strategy.root_device)
         return run_study(
-            supernet.eval(), data, settings, tracking=tracking, origin=located, command=command, config=config
+            supernet.eval(),
+            data,
+            settings,
+            tracking=tracking,
+            origin=located,
+            command=command,
+            config=config,
+            report=report,
         )

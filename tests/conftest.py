@@ -1,3 +1,4 @@
+import gc
 import os
 import random
 import tempfile
@@ -59,3 +60,13 @@ def fixed_state() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
     if torch.are_deterministic_algorithms_enabled():  # asking first saves an import of a second
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def database() -> Iterator[str]:
+    """One PostgreSQL server for the whole session."""
+    from benchmarks._postgres import postgres
+
+    with postgres() as url:
+        yield url
+        gc.collect()  # stores that nobody holds any more close their connections while there is a server

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trials.logger import TrackingLogger
     from trials.mirror import Mirror, MirrorReport, mirror_study
     from trials.proxy import Proxy
+    from trials.ray_executor import RayExecutor
     from trials.storages import StoreUnavailableError
     from trials.store import StudyNotFoundError, TrialStore
     from trials.tracking import ModelNotFoundError, ResolvedModel, Tracker
@@ -38,6 +39,7 @@ __all__ = [
     "OutcomeFolder",
     "ProcessExecutor",
     "Proxy",
+    "RayExecutor",
     "ResolvedModel",
     "SerialExecutor",
     "StoreUnavailableError",
@@ -66,6 +68,7 @@ _LATER = {
     "MirrorReport": "trials.mirror",
     "ModelNotFoundError": "trials.tracking",
     "Proxy": "trials.proxy",
+    "RayExecutor": "trials.ray_executor",
     "ResolvedModel": "trials.tracking",
     "StoreUnavailableError": "trials.storages",
     "StudyNotFoundError": "trials.store",

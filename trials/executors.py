@@ -25,7 +25,7 @@ from pickle import PicklingError
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-__all__ = ["Completion", "Executor", "ProcessExecutor", "SerialExecutor"]
+__all__ = ["Completion", "Executor", "ProcessExecutor", "SerialExecutor", "evaluated"]
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -112,7 +112,7 @@ class SerialExecutor(Executor[Argument, Result]):
         if not self._jobs:
             return []
         key, argument = self._jobs.popleft()
-        return [_evaluate(self.function, self.record, key, argument)]
+        return [evaluated(self.function, self.record, key, argument)]
 
     def close(self) -> None:
         """Drop the queued jobs."""
@@ -315,12 +315,13 @@ class _Worker(Generic[Argument, Result]):
         return Completion(key, result, error)
 
 
-def _evaluate(
+def evaluated(
     function: Callable[[Argument], Result],
     record: Callable[[int, Result], None] | None,
     key: int,
     argument: Argument,
 ) -> Completion[Result]:
+    """Return the completion of one evaluation, whatever happens in it; the result is recorded first."""
     try:
         result = function(argument)
         if record is not None:
@@ -364,7 +365,7 @@ def _serve(
             return
         if job is None:
             return
-        answer = _evaluate(function, record, *job)
+        answer = evaluated(function, record, *job)
         try:
             connection.send((answer.result, answer.error))
         except (BrokenPipeError, ConnectionResetError):

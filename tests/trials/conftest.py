@@ -1,4 +1,3 @@
-import gc
 import os
 import socket
 import sys
@@ -6,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks._postgres import empty, postgres
+from benchmarks._postgres import empty
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 sys.path.insert(0, str(Path(__file__).parent))
@@ -20,14 +19,6 @@ def here():
 @pytest.fixture
 def root():
     return Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def database():
-    """One PostgreSQL server for the whole session."""
-    with postgres() as url:
-        yield url
-        gc.collect()  # stores that nobody holds any more close their connections while there is a server
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,156 @@
+"""Evaluations on a Ray cluster of two nodes on this machine: ``make test-ray``."""
+
+import os
+import time
+
+import psutil
+import pytest
+from evaluations import Keep, evaluate
+
+from trials import RayExecutor
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
+]
+MEMORY = 80 * 2**20
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of one CPU each, which this process has joined."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{os.path.dirname(__file__)}{os.pathsep}{os.getcwd()}")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": MEMORY, "resources": {"first": 1}}
+        made = Cluster(initialize_head=True, head_node_args=head)
+        made.second = made.add_node(num_cpus=1, object_store_memory=MEMORY)
+        ray.init(address=made.address, log_to_driver=False, configure_logging=False)
+        processes = [process for node in made.list_all_nodes() for process in node.live_processes()]
+        yield made
+        ray.shutdown()
+        made.shutdown()
+    assert processes
+    left = psutil.Process().children(recursive=True)
+    assert [child.name() for child in left if "ray" in child.name()] == []
+
+
+def drain(executor, count):
+    completions = []
+    while len(completions) < count:
+        completions += executor.wait(60)
+    return {completion.key: completion for completion in completions}
+
+
+def test_results_and_exceptions_come_back_under_their_key(cluster, tmp_path):
+    with RayExecutor(evaluate, workers=1, record=Keep(tmp_path)) as executor:
+        for key, argument in enumerate([3, "raise", 5]):
+            executor.submit(key, argument)
+        ended = drain(executor, 3)
+        assert executor.wait(0) == []
+    assert (ended[0].result, ended[0].error) == (9, None)
+    assert (ended[2].result, ended[2].error) == (25, None)
+    assert ended[1].result is None
+    assert "ValueError: no such width" in ended[1].error
+    assert (tmp_path / "2.txt").read_text() == "25"
+
+
+def node_of(_):
+    import ray
+
+    time.sleep(0.5)
+    return ray.get_runtime_context().get_node_id()
+
+
+class Supernet:
+    """Counts how often it is built on a worker."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __setstate__(self, state):
+        self.__dict__ = state
+        with open(f"{self.folder}/loads", "a") as file:
+            file.write(".")
+
+    def __call__(self, argument):
+        return node_of(argument)
+
+
+def test_evaluations_use_both_machines_and_each_worker_loads_the_supernet_once(cluster, tmp_path):
+    with RayExecutor(Supernet(str(tmp_path)), workers=2) as executor:
+        for key in range(4):
+            executor.submit(key, key)
+        nodes = {completion.result for completion in drain(executor, 4).values()}
+    assert len(nodes) == 2
+    assert (tmp_path / "loads").read_text() == ".."
+
+
+def test_a_dead_worker_costs_its_job_only_and_is_replaced(cluster, caplog):
+    with RayExecutor(evaluate, workers=1, retries=1) as executor:
+        for key, argument in enumerate(["pid", "die", "pid"]):
+            executor.submit(key, argument)
+        ended = drain(executor, 3)
+    assert ended[1].error.startswith("worker died 2 time(s)")
+    assert "the worker of job 1 died and is replaced" in caplog.text
+    assert ended[0].result != ended[2].result
+
+
+def test_a_job_that_takes_too_long_is_killed(cluster):
+    with RayExecutor(evaluate, workers=2, timeout=2) as executor:
+        executor.submit(0, "hang")
+        executor.submit(1, 4)
+        ended = drain(executor, 2)
+    assert ended[0].error == "timed out after 2 s"
+    assert ended[1].result == 16
+
+
+def test_closing_gives_the_resources_back(cluster):
+    import ray
+
+    executor = RayExecutor(evaluate, workers=2)
+    executor.submit(0, "hang")
+    executor.submit(1, "hang")
+    assert executor.wait(1) == []
+    executor.close()
+    executor.close()
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ray.available_resources()["CPU"] == 2
+
+
+def test_what_cannot_run_is_refused_with_its_reason(cluster):
+    import threading
+
+    lock = threading.Lock()
+    with (
+        RayExecutor(lambda value: lock) as executor,
+        pytest.raises(TypeError, match="must be picklable to reach a worker process"),
+    ):
+        executor.submit(0, 1)
+    for name in ("workers", "timeout"):
+        with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
+            RayExecutor(evaluate, **{name: 0})
+    for name in ("cpus", "gpus", "retries"):
+        with pytest.raises(ValueError, match=f"{name} must be 0 or more, got -1"):
+            RayExecutor(evaluate, **{name: -1})
+
+
+def test_the_jobs_of_a_machine_that_dies_move_to_another(cluster):
+    """The last test of the cluster: one of its machines is gone afterwards."""
+    with RayExecutor(node_of, workers=2) as executor:
+        for key in range(2):
+            executor.submit(key, key)
+        before = {completion.result for completion in drain(executor, 2).values()}
+        for key in range(2, 6):
+            executor.submit(key, key)
+        cluster.remove_node(cluster.second, allow_graceful=False)
+        after = drain(executor, 4)
+    assert len(before) == 2
+    assert [completion.error for completion in after.values()] == [None] * 4

@@ -1,0 +1,276 @@
+"""Evaluations on a Ray cluster. The only file that imports Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Generic, final
+
+from trials.executors import Argument, Completion, Executor, Result, evaluated
+
+__all__ = ["RayExecutor"]
+
+_logger = logging.getLogger(__name__)
+
+
+@final
+class RayExecutor(Executor[Argument, Result]):
+    """Evaluates in actors of a Ray cluster, on whatever machines it has.
+
+    The function is put into the object store once and loaded by each actor once, so a supernet crosses the network once
+    a machine. An actor is given the next job when it has ended one. When an actor or its machine dies, its job is begun
+    again in a new actor, ``retries`` times at most.
+
+    Args:
+        function: What evaluates an argument. Its classes must be importable on every machine.
+        workers: How many evaluations run at the same time.
+        timeout: Seconds that one evaluation may take before its actor is killed.
+        address: Address of the cluster, ``"auto"`` for the one this machine belongs to; ``None`` starts one of this
+            machine alone, which ends with the executor. A cluster that this process has joined already is used.
+        cpus: CPUs that Ray reserves for one evaluation.
+        gpus: GPUs that Ray reserves for one evaluation; a fraction shares one.
+        retries: How often a job whose actor died is begun again.
+        record: Called in the actor with key and result right after an evaluation. What it writes is of use only where
+            all machines share a file system.
+
+    Raises:
+        ValueError: If a number is negative, or Ray is not installed.
+        ConnectionError: If the cluster cannot be reached.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Argument], Result],
+        *,
+        workers: int = 2,
+        timeout: float | None = None,
+        address: str | None = None,
+        cpus: float = 1.0,
+        gpus: float = 0.0,
+        retries: int = 1,
+        record: Callable[[int, Result], None] | None = None,
+    ) -> None:
+        for name, value in (("workers", workers), ("timeout", timeout)):
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        for name, value in (("cpus", cpus), ("gpus", gpus), ("retries", retries)):
+            if value < 0:
+                raise ValueError(f"{name} must be 0 or more, got {value}")
+        if find_spec("ray") is None:
+            raise ValueError("evaluations on a Ray cluster need `pip install 'weightloom[ray]'`")
+        self.function = function
+        self.workers = workers
+        self.timeout = timeout
+        self.address = address
+        self.cpus = cpus
+        self.gpus = gpus
+        self.retries = retries
+        self.record = record
+        self.slots = workers
+        self._jobs: deque[_Job[Argument]] = deque()
+        self._pool: list[_Actor[Argument, Result]] = []
+        self._joined = _join(address)
+        self._shipped: Any = None
+
+    def submit(self, key: int, argument: Argument) -> None:
+        """Queue a job and start it if an actor is free.
+
+        Raises:
+            TypeError: If the function cannot be sent to the cluster.
+        """
+        import ray
+
+        if self._shipped is None:
+            try:
+                self._shipped = ray.put((self.function, self.record))
+            except Exception as error:
+                raise TypeError(
+                    f"the evaluated function must be picklable to reach a worker process, got {self.function!r} "
+                    f"({error}); use a module-level function or an object of a module-level class"
+                ) from error
+        self._jobs.append(_Job(key, argument))
+        self._dispatch()
+
+    def wait(self, timeout: float | None = None) -> list[Completion[Result]]:
+        """Return the jobs that ended since the last call.
+
+        Raises:
+            RuntimeError: If an actor cannot even start.
+        """
+        import ray
+
+        deadline = None if timeout is None else time.monotonic() + timeout
+        completions: list[Completion[Result]] = []
+        while not completions:
+            self._dispatch()
+            busy = {actor.future: actor for actor in self._pool if actor.job is not None}
+            if not busy:
+                break
+            ends = [end for end in (deadline, *(actor.deadline for actor in busy.values())) if end is not None]
+            patience = None if not ends else max(0.0, min(ends) - time.monotonic())
+            ready, _ = ray.wait(list(busy), num_returns=1, timeout=patience)
+            for future, actor in busy.items():
+                completion = self._take(actor) if future in ready else self._expire(actor)
+                if completion is not None:
+                    completions.append(completion)
+            self._pool = [actor for actor in self._pool if actor.usable]
+            if deadline is not None and time.monotonic() >= deadline:
+                break
+        self._dispatch()
+        return completions
+
+    def close(self) -> None:
+        """Kill the actors; leave the cluster, or end it where it was started here."""
+        import ray
+
+        self._jobs.clear()
+        for actor in self._pool:
+            actor.kill()
+        self._pool = []
+        self._shipped = None
+        if self._joined:
+            self._joined = False
+            ray.shutdown()
+
+    def _dispatch(self) -> None:
+        while self._jobs:
+            actor = next((actor for actor in self._pool if actor.job is None), None)
+            if actor is None and len(self._pool) >= self.workers:
+                return
+            if actor is None:
+                actor = _Actor(self._shipped, self.cpus, self.gpus, self.timeout)
+                self._pool.append(actor)
+            actor.assign(self._jobs.popleft())
+
+    def _take(self, actor: _Actor[Argument, Result]) -> Completion[Result] | None:
+        """Take the answer of an actor, or notice that it died."""
+        import ray
+
+        try:
+            return actor.receive()
+        except ray.exceptions.RayActorError as error:
+            job = actor.give_up()
+            job.deaths += 1
+            reason = str(error).strip().splitlines()[0]
+            if job.deaths > self.retries:
+                return Completion(job.key, None, f"worker died {job.deaths} time(s), lately: {reason}")
+            _logger.warning("the worker of job %d died and is replaced: %s", job.key, reason)
+            self._jobs.appendleft(job)
+            return None
+        except ray.exceptions.RayTaskError as error:
+            job = actor.give_up()
+            if actor.loaded:
+                return Completion(job.key, None, f"the result must be picklable to leave its worker:\n{error}")
+            raise RuntimeError(
+                "a worker must be able to start; every machine of the cluster needs the same packages and modules:\n"
+                f"{error}"
+            ) from error
+
+    def _expire(self, actor: _Actor[Argument, Result]) -> Completion[Result] | None:
+        if actor.deadline is None or time.monotonic() < actor.deadline:
+            return None
+        return Completion(actor.give_up().key, None, f"timed out after {self.timeout:g} s")
+
+
+@dataclass
+class _Job(Generic[Argument]):
+    key: int
+    argument: Argument
+    deaths: int = 0
+
+
+class _Actor(Generic[Argument, Result]):
+    """One actor as the executor sees it: loading first, then one job at a time."""
+
+    def __init__(self, shipped: Any, cpus: float, gpus: float, timeout: float | None) -> None:
+        import ray
+
+        self.timeout = timeout
+        self.deadline: float | None = None
+        self.usable = True
+        self.job: _Job[Argument] | None = None
+        self.future: Any = None
+        self.loaded = False
+        self._handle = ray.remote(num_cpus=cpus, num_gpus=gpus)(_Evaluator).remote([shipped])
+
+    def assign(self, job: _Job[Argument]) -> None:
+        self.job = job
+        if self.loaded:
+            self._send()
+        else:
+            self.future = self._handle.load.remote()
+
+    def receive(self) -> Completion[Result] | None:
+        import ray
+
+        answer = ray.get(self.future)
+        if not self.loaded:
+            self.loaded = True
+            self._send()
+            return None
+        self.job = self.deadline = None
+        completion: Completion[Result] = answer
+        return completion
+
+    def give_up(self) -> _Job[Argument]:
+        """Return the job of an actor that will not be used again."""
+        job, self.job = self.job, None
+        if job is None:
+            raise RuntimeError("a worker answered without a job")
+        self.kill()
+        return job
+
+    def kill(self) -> None:
+        import ray
+
+        self.usable = False
+        ray.kill(self._handle)
+
+    def _send(self) -> None:
+        if self.job is not None:
+            self.deadline = None if self.timeout is None else time.monotonic() + self.timeout
+            self.future = self._handle.evaluate.remote(self.job.key, self.job.argument)
+
+
+class _Evaluator:
+    """What runs on the cluster."""
+
+    def __init__(self, shipped: list[Any]) -> None:
+        self._shipped = shipped
+
+    def load(self) -> None:
+        """Fetch and build the function; an error here means that the machine cannot evaluate at all."""
+        import ray
+
+        self._function, self._record = ray.get(self._shipped[0])
+
+    def evaluate(self, key: int, argument: Any) -> Completion[Any]:
+        return evaluated(self._function, self._record, key, argument)
+
+
+def _join(address: str | None) -> bool:
+    """Join the cluster or start one; whether that was necessary."""
+    for variable in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        os.environ.setdefault(variable, "0")
+    import ray
+
+    if ray.is_initialized():
+        return False
+    try:
+        ray.init(
+            address="local" if address is None else address,
+            log_to_driver=False,
+            configure_logging=False,
+            **({"include_dashboard": False} if address is None else {}),
+        )
+    except Exception as error:
+        raise ConnectionError(
+            f"search.ray.address must be a reachable Ray cluster, got {address!r} ({error}); start it with "
+            "`ray start --head`, or leave the address out for a cluster of this machine alone"
+        ) from error
+    return True
