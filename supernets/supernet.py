@@ -1,7 +1,6 @@
 """The supernet: a space, a weight source, a sampling rule and a task, trained by Lightning."""
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -10,7 +9,6 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.lr_scheduler import LambdaLR
@@ -23,6 +21,7 @@ from supernets.card import card
 from supernets.decay import parameter_groups
 from supernets.held_out import HeldOut
 from supernets.mismatch import check_data, explained
+from supernets.readiness import check_trainer
 from supernets.rules import SamplingRule, SandwichRule, Slot
 from supernets.sorting import sort_channels
 from supernets.tasks import Task
@@ -272,8 +271,9 @@ class Supernet(L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Train every slot of the rule and take one optimiser step on the summed gradients."""
         del batch_idx
-        self._observe([batch])
         step, optimizer, scheduler = self.global_step, self._optimizer(0), self.lr_schedulers()
+        with explained(self.space, self.task.inputs(batch), first=step == 0):
+            self._observe([batch])
         own, held_out = self.rule.loss(step), self.rule.held_out_rows(step)
         if own is not None and held_out:
             self._learn_rule(own, held_out, step)
@@ -305,20 +305,8 @@ class Supernet(L.LightningModule):
     def on_fit_start(self) -> None:
         """Refuse data, a length or a distributed strategy that cannot work, before anything is trained."""
         check_data(self.space, self.trainer.datamodule)  # type: ignore[attr-defined]
-        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.rule.check_length(self.trainer.estimated_stepping_batches)
+        check_trainer(self.trainer, self.rule)
         self._held_out = None
-        if self.trainer.datamodule is None and self.rule.held_out_rows(sys.maxsize):  # type: ignore[attr-defined]
-            raise ValueError(
-                "the rule learns from the validation split of a datamodule, and the trainer has none; pass "
-                "datamodule=... instead of dataloaders, or set schedule: single"
-            )
-        strategy = self.trainer.strategy
-        if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters"):
-            raise ValueError(
-                "a subnetwork uses some of the weights, so data-parallel training must look for unused parameters; "
-                "set trainer.strategy to ddp_find_unused_parameters_true"
-            )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the summed gradients, after mixed precision has unscaled them."""
