@@ -72,6 +72,7 @@ def run(quick: bool = False) -> Result:
     return Result(
         tuple(rows),
         f"bit operations {'fall' if monotone else 'do not fall'} with lambda (asked: fall or stay); at lambda 0.1 "
-        f"{share:.2f} of those of 8 bits (asked: <= 0.45) with {change:+.1f} points (asked: >= -1.0), before fine-tuning",
+        f"{share:.2f} of those of 8 bits (asked: <= 0.45) with {change:+.1f} points (asked: >= -1.0), before any "
+        "fine-tuning",
         monotone and share <= 0.45 and change >= -1.0,
     )
