@@ -196,7 +196,7 @@ class _Actor(Generic[Argument, Result]):
         self.job: _Job[Argument] | None = None
         self.future: Any = None
         self.loaded = False
-        self._handle = ray.remote(num_cpus=cpus, num_gpus=gpus)(_Evaluator).remote([shipped])
+        self._handle: Any = ray.remote(num_cpus=cpus, num_gpus=gpus)(_Evaluator).remote([shipped])
 
     def assign(self, job: _Job[Argument]) -> None:
         self.job = job
@@ -261,13 +261,9 @@ def _join(address: str | None) -> bool:
 
     if ray.is_initialized():
         return False
+    options: dict[str, Any] = {"include_dashboard": False} if address is None else {}
     try:
-        ray.init(
-            address="local" if address is None else address,
-            log_to_driver=False,
-            configure_logging=False,
-            **({"include_dashboard": False} if address is None else {}),
-        )
+        ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **options)
     except Exception as error:
         raise ConnectionError(
             f"search.ray.address must be a reachable Ray cluster, got {address!r} ({error}); start it with "
