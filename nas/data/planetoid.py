@@ -16,6 +16,11 @@ from nas.data.source import DATA_DIR_VARIABLE
 __all__ = ["GraphSplits", "PlanetoidData"]
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+_VALIDATION = 500
+_SHORT = (
+    "data.path: the split of Planetoid has 500 validation nodes between those to train with and those to test on, and "
+    "the graph {name!r} in {folder} has fewer; add nodes to its allx and ally"
+)
 _PARTS = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
 
 
@@ -102,11 +107,12 @@ class PlanetoidData(LightningDataModule):
             warnings.simplefilter("ignore")  # numpy and scipy on the pickles of their old versions
             from torch_geometric.io import read_planetoid_data
 
-            graph: Any = read_planetoid_data(str(folder), name)
-        masks = {"training": graph.train_mask, "validation": graph.val_mask, "test": graph.test_mask}
-        empty = [split for split, mask in masks.items() if not bool(mask.any())]
-        if empty:
-            raise ValueError(f"data.path: the graph {name!r} in {folder} has no {' and no '.join(empty)} nodes")
+            try:
+                graph: Any = read_planetoid_data(str(folder), name)
+            except IndexError as error:  # its validation nodes have fixed places
+                raise ValueError(_SHORT.format(name=name, folder=folder)) from error
+        if int(graph.train_mask.sum() + graph.test_mask.sum()) + _VALIDATION > graph.y.shape[0]:
+            raise ValueError(_SHORT.format(name=name, folder=folder))
         features = graph.x.to_dense() if graph.x.layout != torch.strided else graph.x
         if self.normalise:
             features = features / features.sum(1, keepdim=True).clamp_min(1.0)
@@ -115,7 +121,9 @@ class PlanetoidData(LightningDataModule):
             features.to_sparse_coo().coalesce(),
             torch.unique(edges[:, edges[0] != edges[1]], dim=1),
             graph.y,
-            *masks.values(),
+            graph.train_mask,
+            graph.val_mask,
+            graph.test_mask,
         )
         if self.num_classes not in (None, splits.num_classes):
             raise ValueError(

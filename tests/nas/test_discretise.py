@@ -1,0 +1,56 @@
+"""The two scores of what a differentiable search has found, and the gate between them."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from nas import DiscretisationGap, DiscretisationGapError, Discretised, Recipe, SelectedArchitecture
+from supernets import LPGNASRule, NodeClassification, SandwichRule, Supernet
+from tests.supernets.test_lpgnas import Nodes, space
+from trials import parse_limits
+
+
+@pytest.fixture(scope="module")
+def supernet() -> Supernet:
+    return Supernet(space(), NodeClassification(3), rule=LPGNASRule(4))
+
+
+def test_the_gate_fires_above_the_tolerance() -> None:
+    DiscretisationGap(0.80, 0.76).check()
+    for gap in (DiscretisationGap(0.745, 0.39), DiscretisationGap(0.39, 0.745)):
+        with pytest.raises(DiscretisationGapError, match=r"within 5.0 points of itself .* sensitivity table"):
+            gap.check()
+        gap.check(0.4)
+
+
+def test_both_scores_of_an_architecture_are_measured(supernet: Supernet) -> None:
+    recipe = Recipe(15, optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.05))
+    objective = Discretised(supernet, Nodes(), recipe=recipe)
+    evaluation = objective(supernet.space.largest(), seed=0)
+    found = evaluation.measurements
+    assert found.keys() == {metric.name for metric in objective.metrics}
+    batch = Nodes().batch(12, 24)
+    untrained = supernet.bind(supernet.space.largest())(*supernet.task.inputs(batch))
+    assert found["searched"] == pytest.approx(float((untrained.argmax(1) == batch[2])[12:24].float().mean()))
+    assert found["accuracy"] > 0.6
+    assert found["gap/discretise"] == pytest.approx(abs(found["accuracy"] - found["searched"]))
+    assert objective.gap(supernet.space.largest(), seed=0).size == found["gap/discretise"]
+    assert objective(supernet.space.largest(), seed=0) == evaluation
+    assert {"weights", "searched"} <= evaluation.provenance.keys()
+
+
+def test_a_search_must_limit_the_gap(supernet: Supernet) -> None:
+    objective = Discretised(supernet, Nodes())
+    objective.check(objective.metrics[:1], parse_limits({"max_gap/discretise": 0.05}))
+    with pytest.raises(ValueError, match=r"set max_gap/discretise: 0\.05"):
+        objective.check(objective.metrics[:1], parse_limits({"min_accuracy": 0.5}))
+
+
+def test_what_the_rule_has_found_is_the_seed(supernet: Supernet) -> None:
+    problem = cast(Any, SimpleNamespace(space=supernet.space))
+    assert SelectedArchitecture()(problem, supernet, Nodes()) == [supernet.rule.selected()]
+    plain = Supernet(space(), NodeClassification(3), rule=SandwichRule())
+    with pytest.raises(ValueError, match="SandwichRule does not; train with LPGNASRule or DifferentiableRule"):
+        SelectedArchitecture()(problem, plain, Nodes())
