@@ -43,7 +43,7 @@ _HOMES = {
     "nas.service.client": ("Client", "ServiceError"),
     "nas.settings": ("RayCluster", "SearchSettings", "open_search"),
     "nas.standalone": ("Recipe",),
-    "nas.tabular": ("TabularObjective",),
+    "nas.tabular": ("TableData", "TableScore", "TabularObjective"),
     "nas.trust": ("TrustGate", "UntrustedError"),
     "nas.zoo_diffusion": ("ZooDiffusion",),
 }

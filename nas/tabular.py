@@ -4,12 +4,15 @@ import os
 from pathlib import Path
 from typing import Any, Literal, final
 
+import lightning as L
+
 from nas.data.source import DATA_DIR_VARIABLE
 from nas.objectives import Evaluation, Objective
 from search_spaces import Architecture, CellSpace
+from supernets import Supernet
 from trials import Metric
 
-__all__ = ["TabularObjective", "read_table"]
+__all__ = ["TableData", "TableScore", "TabularObjective", "read_table"]
 
 
 def read_table(path: str, columns: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:
@@ -102,3 +105,58 @@ class TabularObjective(Objective):
             self._rows = read_table(self.path, (self.column,))
         (percent,) = self._rows[self.space.to_text(architecture)]
         return Evaluation({"accuracy": percent / 100}, {"table": self.column})
+
+
+@final
+class TableData(L.LightningDataModule):
+    """What stands in a configuration for data where accuracies are looked up; it holds no examples.
+
+    Args:
+        path: of the table; see :func:`read_table`.
+        dataset: whose accuracies, ``"cifar10"`` or ``"cifar100"``.
+    """
+
+    def __init__(
+        self, path: str = "nats_bench/topology.parquet", dataset: Literal["cifar10", "cifar100"] = "cifar10"
+    ) -> None:
+        super().__init__()
+        self.path = path
+        self.dataset: Literal["cifar10", "cifar100"] = dataset
+
+
+@final
+class TableScore(Objective):
+    """:class:`TabularObjective` for configurations: the space is the supernet's, the table that of the data.
+
+    ``nas search`` needs no checkpoint for it: no weights are used, and the supernet says only what the space is.
+
+    Args:
+        supernet: of a :class:`search_spaces.CellSpace`.
+        data: a :class:`TableData`.
+        split: ``"val"`` or ``"test"``; search on ``"val"``.
+
+    Raises:
+        ValueError: it is another space or other data.
+    """
+
+    metrics = TabularObjective.metrics
+
+    def __init__(
+        self, supernet: Supernet, data: L.LightningDataModule, *, split: Literal["val", "test"] = "val"
+    ) -> None:
+        space = supernet.space
+        if not isinstance(space, CellSpace) or not isinstance(data, TableData):
+            raise ValueError(
+                "search.objective: TableScore needs model.space to be a search_spaces.CellSpace and data a "
+                f"nas.TableData, got {type(space).__name__} and {type(data).__name__}"
+            )
+        self.split = split
+        self.table = TabularObjective(space, data.path, dataset=data.dataset, split=split)
+
+    def identity(self) -> str:
+        """Return the column that is read."""
+        return self.table.identity()
+
+    def __call__(self, architecture: Architecture, *, seed: int) -> Evaluation:
+        """Look ``architecture`` up; ``seed`` is not used."""
+        return self.table(architecture, seed=seed)

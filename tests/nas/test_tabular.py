@@ -7,9 +7,10 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from nas import TabularObjective
+from nas import TableData, TableScore, TabularObjective
 from nas.tabular import read_table
-from search_spaces import CellSpace
+from search_spaces import CellSpace, MLPSpace
+from supernets import Classification, Supernet
 
 OPERATIONS = ("skip_connect", "none", "nor_conv_3x3")
 
@@ -55,3 +56,13 @@ def test_a_wrong_table_or_request_is_told(table):
     broken.write_text("no table")
     with pytest.raises(ValueError, match=r"broken.parquet cannot be read as parquet.*download it again"):
         read_table(str(broken), ())
+
+
+def test_a_configuration_names_the_space_by_the_model_and_the_table_by_the_data(table):
+    space = CellSpace(4, in_channels=2, resolution=6, widths=(4, 6), cells=1, operations=OPERATIONS)
+    objective = TableScore(Supernet(space, Classification(4)), TableData(str(table)), split="test")
+    direct = TabularObjective(space, str(table), split="test")
+    assert objective(space.largest(), seed=0).measurements == direct(space.largest(), seed=0).measurements
+    assert objective.identity() == "table:cifar10_test_acc_200ep"
+    with pytest.raises(ValueError, match=r"needs model.space to be a search_spaces.CellSpace .* got MLPSpace and Table"):
+        TableScore(Supernet(MLPSpace(4, 3, widths=(4,), depths=(1,)), Classification(3)), TableData(str(table)))
