@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from search_spaces import InputQuantizer
 from supernets.deployment import Deployed, QuantizedLayer, is_product
 from supernets.format import Format, Loaded, quiet, require_onnx, traced
-from supernets.lowbit_graph import at_level, fold_batch_norms, multiplying_operators, uses
+from supernets.lowbit_graph import at_level, fold_batch_norms, multiplying_operators, strip, uses
 from supernets.lowbit_layers import InputCodes, IntegerConv, NBitsLinear
 
 __all__ = ["LowBitOnnxFormat"]
@@ -124,6 +124,7 @@ class LowBitOnnxFormat(Format):
         model = onnx.load(str(path))
         _check_layers(model, planned)
         fold_batch_norms(model)
+        strip(model)
         _check_values(model, module, inputs)
         entry = model.metadata_props.add()
         entry.key, entry.value = "weightloom", json.dumps(metadata, sort_keys=True, separators=(",", ":"))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["at_level", "fold_batch_norms", "multiplying_operators", "uses"]
+__all__ = ["at_level", "fold_batch_norms", "multiplying_operators", "strip", "uses"]
 
 _LARGEST_BIAS = 2**30  # of the integers that accumulate products
 
@@ -72,6 +72,17 @@ def _drop_unused(model: Any) -> None:
     count = uses(model)
     for tensor in [tensor for tensor in model.graph.initializer if not count[tensor.name]]:
         model.graph.initializer.remove(tensor)
+
+
+def strip(model: Any) -> None:
+    """Remove what exporters note about each node and value, which is a tenth of a small file, in place."""
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+    del model.graph.value_info[:]
+    del model.graph.metadata_props[:]
 
 
 def at_level(model: Any, level: int) -> Any:

@@ -115,7 +115,7 @@ class NBitsLinear(nn.Module):
         self.register_buffer("codes", pack(padded.reshape(self.outputs, self.blocks, self.block), bits))
         self.register_buffer("scale", scale.reshape(-1, 1))
         self.register_buffer("bias", bias)
-        self.register_buffer("correction", scale * offset if offset else None)
+        self.offset = offset
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., in)`` to ``(..., out)``, or images ``(B, in, ...)`` to ``(B, out, ...)``."""
@@ -139,8 +139,8 @@ class NBitsLinear(nn.Module):
             block_size=self.block,
             accuracy_level=self.accuracy_level,
         )
-        if isinstance(self.correction, Tensor):
-            y = y + x.sum(-1, keepdim=True) * self.correction
+        if self.offset:
+            y = y + x.sum(-1, keepdim=True) * (self.offset * self.get_buffer("scale").squeeze(-1))
         return y + self.bias if isinstance(self.bias, Tensor) else y
 
 
@@ -184,8 +184,7 @@ class IntegerConv(nn.Module):
             self.register_buffer("mask", torch.tensor(2**bits - 1, dtype=torch.uint8))
         self.register_buffer("scale", scale)
         self.register_buffer("bias", _bias(convolution, codes))
-        spread = (-1, *[1] * (codes.ndim - 1))
-        self.register_buffer("correction", (scale * offset).reshape(spread) if offset else None)
+        self.offset = offset
 
     def _unpacked(self) -> Tensor:
         codes = self.get_buffer("codes")
@@ -204,8 +203,8 @@ class IntegerConv(nn.Module):
         x = self.quantizer(x)
         inputs = self._unpacked(), self.get_buffer("scale")
         weight = _emit("DequantizeLinear", inputs, self.shape, torch.float32, axis=0)
-        if isinstance(self.correction, Tensor):
-            weight = weight + self.correction
+        if self.offset:
+            weight = weight + (self.offset * self.get_buffer("scale")).reshape(-1, *[1] * (len(self.shape) - 1))
         return self.function(x, weight, self.get_buffer("bias"), *self.geometry)
 
 

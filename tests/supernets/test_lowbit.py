@@ -119,6 +119,8 @@ def test_weights_are_stored_in_their_bits(made: Mapping[str, Any]) -> None:
     }
     floats = {tensor.name for tensor in made["model"].graph.initializer if tensor.data_type == TensorProto.FLOAT}
     assert not any(name.endswith(".weight") for name in floats)
+    assert not any(node.metadata_props or node.doc_string for node in made["model"].graph.node)
+    assert made["exported"].files["onnx-lowbit"].stat().st_size < sum(sizes.values()) + 10_000
 
 
 def test_batch_norm_is_folded_into_scale_and_bias(made: Mapping[str, Any]) -> None:
