@@ -180,10 +180,9 @@ class NASCLI(LightningCLI):
                 self.model.learn_from(given.pop("datamodule"))
             return {**given, **self._resumption(given.get("ckpt_path"))}
         located = locate(given["ckpt_path"])
-        from nas.trainer import open_supernet
+        from nas.trainer import open_trained
 
-        model = self.model if isinstance(self.model, Supernet) else None
-        given["model"], given["datamodule"] = open_supernet(located, model, given.get("datamodule"))
+        given["model"], given["datamodule"] = open_trained(located, self.model, given.get("datamodule"))
         return {**given, "ckpt_path": None}
 
     def _resumption(self, checkpoint: str | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from nas.studies import run_study
 from search_spaces import construct
 from supernets import CheckpointError, Supernet, load, read_card, trusted
 
-__all__ = ["NASTrainer", "data_of", "open_supernet"]
+__all__ = ["NASTrainer", "data_of", "open_supernet", "open_trained"]
 
 
 def data_of(
@@ -66,10 +66,46 @@ def open_supernet(
     return supernet, data_of(card, data, address=located.address, trust=names)
 
 
+def open_trained(
+    located: Located, model: L.LightningModule | None, data: L.LightningDataModule | None
+) -> tuple[L.LightningModule, L.LightningDataModule]:
+    """Return what was trained, a supernet or a hypernetwork over conditions, and its data module, to be scored.
+
+    Args:
+        located: the checkpoint, or the folder that `nas fit` saved.
+        model: what the configuration describes, if anything.
+        data: the same for the data.
+
+    Raises:
+        CheckpointError: it cannot be read, or is a hypernetwork that samples for data sets.
+    """
+    from nas.conditioned import ConditionedNetwork
+    from nas.hypernetworks import CARD_FILE, load_conditioned
+    from nas.samplers import is_sampler
+
+    if not (located.path / CARD_FILE).exists():
+        return open_supernet(located, model if isinstance(model, Supernet) else None, data)
+    if is_sampler(located.path):
+        raise CheckpointError(
+            f"{located.address} samples networks for data sets and is scored on one of them: "
+            f"nas generate {located.address} --data data.yaml --count 20"
+        )
+    names = (
+        _known(model.task, model.builder, *model.conditions.values()) if isinstance(model, ConditionedNetwork) else ()
+    )
+    saved = load_conditioned(located.path, trust=sorted(names))
+    return saved.network, data_of({"data": saved.data}, data, address=located.address, trust=sorted(names))
+
+
 def _packages(model: Supernet) -> set[str]:
     """Packages of the parts of a supernet that the user has described, and so trusts."""
-    parts = (model.space, model.task, model.source, model.rule)
-    return {type(part).__module__.partition(".")[0] for part in parts}
+    return _known(model.space, model.task, model.source, model.rule)
+
+
+def _known(*parts: object) -> set[str]:
+    """Packages that objects come from, or that hold a function or the class of that name."""
+    names = (part if isinstance(part, str) else getattr(part, "__module__", "") for part in parts)
+    return {str(name).partition(".")[0] for name in names}
 
 
 class NASTrainer(L.Trainer):

@@ -18,6 +18,7 @@ from nas.data.module import ImageDataModule, Splits
 from nas.data.tensors import ImageSplit
 from nas.dataset_maker import DatasetMaker
 from nas.samplers import draw_examples, features_of
+from nas.trainer import open_trained
 from search_spaces import MLPSpace, derive_seed
 from supernets import CheckpointError
 
@@ -215,3 +216,11 @@ def test_the_command_samples_for_the_data_of_a_file(
         assert main([*wrong, "--out", "x"]) == 2
         assert message in capsys.readouterr().err
     assert not Path("x").exists()
+
+
+def test_one_is_not_validated_but_scored_on_a_data_set(tmp_path: Path) -> None:
+    folder = save_sampler(sampler(), tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"scored on one of them: nas generate digits --data data.yaml --count 20"
+    ):
+        open_trained(Located("digits", folder), None, None)

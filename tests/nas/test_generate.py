@@ -254,6 +254,16 @@ def test_an_interrupted_fit_of_a_hypernetwork_goes_on_from_its_checkpoint(
     assert "saved to runs/small/fit-2/hypernetwork" in output.out
 
 
+def test_a_hypernetwork_is_validated_and_tested_from_its_files(
+    fitted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb, split in (("validate", "val"), ("test", "test")):
+        for address in ("models:/small-hypernetwork@champion", "runs/small/fit-1/hypernetwork"):
+            assert main([verb, "-c", "small.yaml", "--ckpt_path", address]) == 0
+            assert f"{split}/accuracy" in capsys.readouterr().out
+    assert main(["test", "--ckpt_path", "runs/small/fit-1/hypernetwork"]) == 0  # its files name the data
+
+
 def test_examples_and_counts_are_for_data_sets(tmp_path: Path) -> None:
     for maker, asked in (
         (ConditionMaker(conditioned(), None), Request({"noise": 1.0}, examples=3)),
