@@ -98,14 +98,13 @@ class QuantizedWeights(WeightSource):
     def _find_witnesses(self) -> dict[str, Architecture]:
         """Layer -> an architecture without bits that has it, the largest where possible."""
         space, found = self.quantized_space, dict[str, Architecture]()
-        missing = {site.name for site in space.sites}
         for base in space.space.probes():
-            for name in missing & self._parts(base).keys():
-                found[name] = base
-            missing -= found.keys()
+            missing = [site.name for site in space.sites if site.name not in found]
             if not missing:
                 break
-        return found
+            there = self._parts(base)
+            found |= {name: base for name in missing if name in there}
+        return {site.name: found[site.name] for site in space.sites}  # parameters in one order in every process
 
     def _parts(self, base: Architecture) -> dict[str, TensorSlice]:
         """Layer -> how its output channels are cut out of those of the largest build."""

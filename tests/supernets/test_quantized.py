@@ -224,6 +224,14 @@ def test_a_step_of_sgd_changes_a_scale_as_if_it_were_stored_itself() -> None:
     assert bank.undecayed == {"a/b@4"}
 
 
+def test_parameters_come_in_the_order_of_the_layers_in_every_process() -> None:
+    """Ranks of data-parallel training must agree on it, and so must an optimiser that is resumed."""
+    source = SOURCES["lsq"]()
+    layers = [site.name.replace(".", "/") for site in source.quantized_space.sites]
+    for bank in (source.weight_scales, source.input_scales):
+        assert list(dict.fromkeys(name.partition("@")[0] for name, _ in bank.named_parameters())) == layers
+
+
 def test_scales_are_trained_without_weight_decay() -> None:
     source = SOURCES["lsq"]()
     decayed, spared = parameter_groups(source, decay_norms=False)
