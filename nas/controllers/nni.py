@@ -68,10 +68,10 @@ class NNIController(Controller):
     **Repeats.** NNI replaces a point that it has proposed before by the next point of a grid. Here a repeat is drawn
     anew a few times, then mutated, as by every controller.
 
-    **Replay.** Each proposal uses a fresh tuner that is told the history in the order in which trials finished; its
-    random states, the global ones included, are seeded by the problem and the number of known architectures, and the
-    global ones are put back. A proposal takes 0.06 ms for each known trial with ``tpe`` and ``evolution``, and hardly
-    any time with the others.
+    **Replay.** Each proposal uses a fresh tuner that is told the history in the order in which trials finished. Its
+    random states, the global one of Python included, are seeded by the problem and the number of known architectures;
+    the global one is put back. A proposal takes 0.06 ms for each known trial with ``tpe`` and ``evolution``, and
+    hardly any time with the others.
 
     - ``tpe``: trees of Parzen estimators (Bergstra et al. 2011). What is being evaluated enters with NNI's own lie.
     - ``evolution``: of two random survivors the worse one dies and the better one has a mutated child (Real et al.
@@ -111,93 +111,79 @@ class NNIController(Controller):
         self._history = History(problem)
         self._choices = tuple(choice for choice in problem.space.choices if choice.size > 1)
         self._grid = _Grid(problem.seed, self._choices) if tuner == "grid" else None
+        self._replay: tuple[tuple[int, int], Any] | None = None
 
     def ask(self, count: int) -> Sequence[Architecture]:
         """Return up to ``count`` architectures that the tuner proposes, or replacements of its repeats."""
-        return self._history.propose(count, self._draw, redraws=4)
+        with _quiet():
+            return self._history.propose(count, self._draw)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Remember trials for the next proposal."""
         self._history.tell(trials)
 
     def _draw(self, generator: torch.Generator) -> Architecture:
+        space = self.problem.space
         if not self._choices:
-            return self.problem.space.smallest()
+            return space.smallest()
         if self._grid is not None:
-            return self._next_of_grid(generator)
-        lessons, pending = self._history.lessons(), self._history.pending()
-        size = self._arguments.get("population_size", 0)
-        if len(lessons) + len(pending) < size:
-            return self.problem.space.sample(generator)
-        seeds = torch.randint(2**31, (2,), generator=generator).tolist()
-        values = _scalars(self.problem, lessons, np.random.default_rng(seeds[0]))
-        with _seeded(derive_seed(self.problem.seed, "replay")):
-            tuner = self._replayed(lessons, values, pending, seeds[1])
-            random.seed(seeds[1])
-            try:
-                positions = tuner.generate_parameters(-1)
-            except (nni.NoMoreTrialError, RuntimeError):  # more are being evaluated than the population holds
-                return self.problem.space.sample(generator)
-        return self._architecture({name: _position(value) for name, value in positions.items()})
+            points = map(self._architecture, self._grid)
+            fresh = next((point for point in points if point not in self._history), None)
+            return space.sample(generator) if fresh is None else fresh
+        known = len(self._history.lessons()) + len(self._history.pending())
+        if known < self._arguments.get("population_size", 0):
+            return space.sample(generator)
+        positions = self._propose(int(torch.randint(2**31, (), generator=generator)))
+        return space.sample(generator) if positions is None else self._architecture(positions)
 
-    def _next_of_grid(self, generator: torch.Generator) -> Architecture:
-        assert self._grid is not None  # noqa: S101 - the caller looked
-        with _seeded(0):
-            for positions in self._grid:
-                architecture = self._architecture(positions)
-                if architecture not in self._history:
-                    return architecture
-        return self.problem.space.sample(generator)
+    def _propose(self, seed: int) -> dict[str, int] | None:
+        """Return what the tuner proposes, and leave it as it was; ``None`` when its whole population is evaluated."""
+        moment = self._history.revision, self._history.seen
+        if self._replay is None or self._replay[0] != moment:
+            with _seeded(derive_seed(self.problem.seed, "replay")):
+                self._replay = moment, self._replayed()
+        tuner = self._replay[1]
+        population = list(getattr(tuner, "population", ()))
+        tuner.rng, tuner.random_state = np.random.default_rng(seed), np.random.RandomState(seed)
+        try:
+            with _seeded(seed):
+                proposed = tuner.generate_parameters(-1)
+        except (nni.NoMoreTrialError, RuntimeError):
+            return None
+        if self.tuner == "tpe":
+            tuner.trial_end(-1, False)
+        elif self.tuner == "evolution":
+            tuner.population = population
+        return {name: int(value["_idx"] if isinstance(value, dict) else value) for name, value in proposed.items()}
 
-    def _replayed(
-        self, lessons: Sequence[Observation], values: Sequence[float], pending: Sequence[Architecture], seed: int
-    ) -> Any:
-        """Return a tuner that knows the history and is ready for one proposal."""
-        if self.tuner == "random":
-            tuner = self._fresh(seed=seed)
-        elif self.tuner == "tpe":
-            tuner = self._fresh(seed=seed)
-            told = [(self._positions(item.architecture), value) for item, value in zip(lessons, values, strict=True)]
+    def _replayed(self) -> Any:
+        """Return a tuner that knows the history."""
+        tuner, lessons, pending = self._fresh(), self._history.lessons(), self._history.pending()
+        weights = np.random.default_rng(derive_seed(self.problem.seed, "weights", self._history.seen))
+        values = _scalars(self.problem, lessons, weights)
+        told = [(self._positions(item.architecture), value) for item, value in zip(lessons, values, strict=True)]
+        if self.tuner == "tpe":
             if tuner.liar and told:
                 for value in values:
                     tuner.liar.update(value)
                 told += [(self._positions(architecture), tuner.liar.lie()) for architecture in pending]
             tuner.import_data([{"parameter": parameter, "value": value} for parameter, value in told])
         elif self.tuner == "regularized_evolution":
-            size = self._arguments["population_size"]
-            tuner = self._fresh()
-            for number, (item, value) in enumerate(list(zip(lessons, values, strict=True))[-size:]):
-                tuner.history[number] = {
-                    name: {"_value": position, "_idx": position}
-                    for name, position in self._positions(item.architecture).items()
-                }
-                tuner.receive_trial_result(number, None, value)
             tuner.initial_population.clear()  # drawn by the caller
-        else:
-            tuner = self._fresh()
-            self._evolve(tuner, lessons, values, len(pending))
-            tuner.random_state = np.random.RandomState(seed)
+            for number, (positions, value) in enumerate(told[-self._arguments["population_size"] :]):
+                tuner.history[number] = {name: {"_value": at, "_idx": at} for name, at in positions.items()}
+                tuner.receive_trial_result(number, None, value)
+        elif self.tuner == "evolution":
+            _evolve(tuner, told, len(pending))
         return tuner
 
-    def _evolve(self, tuner: Any, lessons: Sequence[Observation], values: Sequence[float], pending: int) -> None:
-        """Ask the tuner as often as there were trials, and give it what was evaluated as if it had proposed that."""
-        tuner.random_state = np.random.RandomState(0)  # children of the replay are thrown away
-        for number, (item, value) in enumerate(zip(lessons, values, strict=True)):
-            tuner.generate_parameters(number)
-            positions = self._positions(item.architecture)
-            config = {name: {"_index": position, "_value": position} for name, position in positions.items()}
-            tuner.running_trials[number] = Individual(config=config)
-            tuner.receive_trial_result(number, None, value)
-        for number in range(pending):
-            if len(tuner.population) > 1:
-                tuner.generate_parameters(len(lessons) + number)
-
-    def _fresh(self, **arguments: Any) -> Any:
+    def _fresh(self) -> Any:
         """Return a new tuner for the space of positions."""
-        mode = {} if self.tuner == "grid" else {"optimize_mode": "minimize"}
-        tuner = _TUNERS[self.tuner](**self._arguments, **mode, **arguments)
+        tuner = _TUNERS[self.tuner](**self._arguments, optimize_mode="minimize")
         kind = "layer_choice" if self.tuner == "regularized_evolution" else "choice"
-        tuner.update_search_space(_parameters(self._choices, kind))
+        tuner.update_search_space(
+            {choice.name: {"_type": kind, "_value": list(range(choice.size))} for choice in self._choices}
+        )
         if hasattr(tuner, "dedup"):
             tuner.dedup = _KeepRepeats()
         return tuner
@@ -240,9 +226,9 @@ class _Grid:
             }
             for i in order
         }
-        with _seeded(0):
-            self._tuner = GridSearchTuner()
-            if parameters:
+        self._tuner = GridSearchTuner()
+        if parameters:
+            with _quiet():
                 self._tuner.update_search_space(parameters)
 
     def __iter__(self) -> Iterator[dict[str, int]]:
@@ -254,12 +240,17 @@ class _Grid:
                 return
 
 
-def _parameters(choices: Sequence[Choice], kind: str) -> dict[str, Any]:
-    return {choice.name: {"_type": kind, "_value": list(range(choice.size))} for choice in choices}
-
-
-def _position(value: Any) -> int:
-    return int(value["_idx"] if isinstance(value, dict) else value)
+def _evolve(tuner: Any, told: Sequence[tuple[Mapping[str, int], float]], pending: int) -> None:
+    """Ask the tuner as often as there were trials, and give it what was evaluated as if it had proposed that."""
+    tuner.random_state = np.random.RandomState(0)  # children of the replay are thrown away
+    for number, (positions, value) in enumerate(told):
+        tuner.generate_parameters(number)
+        config = {name: {"_index": position, "_value": position} for name, position in positions.items()}
+        tuner.running_trials[number] = Individual(config=config)
+        tuner.receive_trial_result(number, None, value)
+    for number in range(pending):
+        if len(tuner.population) > 1:
+            tuner.generate_parameters(len(told) + number)
 
 
 def _checked(tuner: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -281,7 +272,7 @@ def _checked(tuner: str, given: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"tuner_args.{name} must be an integer of at least {least}, got {size!r}")
     try:
         inspect.signature(_TUNERS[tuner]).bind(**arguments)
-        with _seeded(0):
+        with _quiet():
             _TUNERS[tuner](**arguments)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(
@@ -292,17 +283,24 @@ def _checked(tuner: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed the global states that NNI draws from and put them back afterwards; keep its log quiet meanwhile."""
-    log = logging.getLogger("nni")
-    level, ours, numpys = log.level, random.getstate(), np.random.get_state()
-    log.setLevel(logging.WARNING)
+    """Seed the global state that NNI's evolutions draw from, and put it back afterwards."""
+    state = random.getstate()
     random.seed(seed)
-    np.random.seed(seed % 2**32)
     try:
         yield
     finally:
-        random.setstate(ours)
-        np.random.set_state(numpys)
+        random.setstate(state)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep NNI's tuners from telling which seeds they use."""
+    log = logging.getLogger("nni")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
         log.setLevel(level)
 
 

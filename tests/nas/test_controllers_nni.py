@@ -123,7 +123,7 @@ def test_tpe_is_the_tuner_of_nni_told_the_whole_history():
     history = [bowl(number, architecture) for number, architecture in enumerate(samples(space, 30))]
     controller.tell(history)
     generator = controller._history.generator()
-    seed = int(torch.randint(2**31, (2,), generator=generator)[1])
+    seed = int(torch.randint(2**31, (), generator=generator))
     theirs = TpeTuner("minimize", seed=seed, tpe_args={"n_startup_jobs": 5})
     theirs.update_search_space({f"c{i}": {"_type": "choice", "_value": [0, 1, 2, 3, 4]} for i in range(4)})
     for number, item in enumerate(history):
