@@ -20,6 +20,7 @@ _LIGHT = {
     "profile": "what a space can reach, and whether limits can be met, before any training",
     "sample": "export the best known subnetwork under a limit",
     "export": "export one given subnetwork",
+    "allocate": "the best bits for one network of a quantised supernet within budgets",
     "generate": "weights from a trained hypernetwork, for a condition or a size",
     "proxy": "let many workers reach one database through Optuna's gRPC proxy",
     "serve": "hand out subnetworks over HTTP",
