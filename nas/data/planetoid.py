@@ -29,7 +29,7 @@ class GraphSplits:
     """One graph and the disjoint parts of its nodes.
 
     Attributes:
-        features: ``(N, F)`` sparse COO float32.
+        features: ``(N, F)`` float32, sparse COO or dense.
         edge_index: ``(2, E)`` int64, both directions, no loops, no repeats.
         labels: ``(N,)`` int64.
         train: ``(N,)`` bool.
@@ -78,13 +78,17 @@ class PlanetoidData(LightningDataModule):
             ``NAS_DATA_DIR`` or, without it, to the working directory. The files are pickles: use only such that you
             trust.
         normalise: divide the features of a node by their sum.
+        sparse: give features as sparse COO tensors; ``False`` for networks that take dense ones only.
         num_classes: the network is made for; checked against the labels. ``None``: not checked.
     """
 
-    def __init__(self, path: str, *, normalise: bool = True, num_classes: int | None = None) -> None:
+    def __init__(
+        self, path: str, *, normalise: bool = True, sparse: bool = True, num_classes: int | None = None
+    ) -> None:
         super().__init__()
         self.path = path
         self.normalise = normalise
+        self.sparse = sparse
         self.num_classes = num_classes
         self._splits: GraphSplits | None = None
         self.save_hyperparameters(logger=False)
@@ -118,7 +122,7 @@ class PlanetoidData(LightningDataModule):
             features = features / features.sum(1, keepdim=True).clamp_min(1.0)
         edges = torch.cat([graph.edge_index, graph.edge_index.flip(0)], 1)
         splits = GraphSplits(
-            features.to_sparse_coo().coalesce(),
+            features.to_sparse_coo().coalesce() if self.sparse else features,
             torch.unique(edges[:, edges[0] != edges[1]], dim=1),
             graph.y,
             graph.train_mask,

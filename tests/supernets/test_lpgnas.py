@@ -95,6 +95,10 @@ def test_losses_and_metrics_are_over_the_nodes_of_the_mask() -> None:
     student, wise = task.counted(logits, batch), task.counted(teacher, batch)
     torch.testing.assert_close(task.distil(student, wise), SoftTargets()(logits[12:24], teacher[12:24]).mean())
     assert NodeClassification(CLASSES, distilled="all").counted(logits, batch) is logits
+    decisions = task.decisions(logits, batch)
+    assert torch.equal(decisions.logits, logits[12:24])
+    assert torch.equal(decisions.labels, data.labels[12:24])
+    assert decisions.examples.tolist() == list(range(12, 24))
     metrics = task.metrics()
     task.update(metrics, logits, batch)
     assert float(metrics.compute()["accuracy"]) == pytest.approx(
