@@ -174,7 +174,7 @@ def _labels(module: nn.Module, condition: _Condition) -> Iterator[tuple[str, _Co
     if isinstance(module, Cell):
         raise ValueError(
             "a Cell of NNI cannot be read: its samples do not say which tensors they share; use "
-            "search_spaces.CellSpace or search_spaces.DartsSpace, or write the cell with LayerChoice"
+            "search_spaces.CellSpace or search_spaces.DARTSSpace, or write the cell with LayerChoice"
         )
     if isinstance(module, MutableModule):
         for mutable in module.mutables:
