@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from nas.addresses import Located
 from nas.commands.tables import amount, table
 from nas.costs import CostMeter, MACs, ModelSize, Parameters
 from nas.deploying import deployed_layers, deployment_card, deployment_table
+from nas.latency import Timing
 from nas.objectives import WeightSharing
+from nas.runtime import time_models
 from search_spaces import FULL_PRECISION, Architecture, describe
 from supernets import Supernet, weights_version
 from supernets.deployment import deployment_summary, quantized_layers
@@ -20,6 +22,8 @@ from supernets.export import Exported, export
 from trials import Tracker, TrackingUnavailableError, Trial
 
 __all__ = ["Delivered", "deliver", "describe_delivery", "manifest_of", "register"]
+
+_TIMED = ("onnx", "onnx-lowbit")
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,14 @@ class Delivered:
         costs: name -> value.
         scores: split -> metric -> value, of the exported module.
         exported: files, parity and manifest.
+        timings: format -> times of one example in ONNX Runtime, where they were asked for.
     """
 
     architecture: Architecture
     costs: Mapping[str, float]
     scores: Mapping[str, Mapping[str, float]]
     exported: Exported
+    timings: Mapping[str, Timing] = field(default_factory=dict)
 
 
 def deliver(
@@ -47,12 +53,19 @@ def deliver(
     *,
     formats: Sequence[str],
     overwrite: bool,
+    time: bool = False,
 ) -> Delivered:
     """Extract ``architecture``, calibrate it on training data, score it on both held-out splits, and export it.
 
+    With ``time``, every ONNX file is timed whole, while no other latency is measured on this machine.
+
     Raises:
         ExportError: the folder or a format cannot be used; nothing has been written.
+        ValueError: there is nothing that could be timed.
     """
+    timed = [name for name in formats if name in _TIMED]
+    if time and not timed:
+        raise ValueError(f"--time measures ONNX files, so formats must have one of {_TIMED}, got {list(formats)}")
     space = supernet.space
     costs = CostMeter(space, [Parameters(space), MACs(space), ModelSize(space)])(architecture)
     splits = {split: WeightSharing(supernet, data, split=split) for split in ("val", "test")}
@@ -73,7 +86,11 @@ def deliver(
         quantized=quantized_layers(supernet.source, architecture),
         overwrite=overwrite,
     )
-    return Delivered(architecture, costs, scores, exported)
+    timings = {}
+    if time:
+        files = {name: exported.files[name] for name in timed}
+        timings = time_models(files, space.inputs(architecture, 1))
+    return Delivered(architecture, costs, scores, exported, timings)
 
 
 def manifest_of(
@@ -117,6 +134,12 @@ def describe_delivery(delivered: Delivered, supernet: Supernet, *, searched: Tri
         for name, path in delivered.exported.files.items()
     ]
     parts = [table(["subnetwork", ""], rows), table(["format", "bytes", "parity", "file"], files)]
+    if delivered.timings:
+        times = [
+            [name, f"{t.minimum:.3f} ms", f"{t.p25:.3f} ms", f"{t.median:.3f} ms"]
+            for name, t in delivered.timings.items()
+        ]
+        parts.append(table(["one example in ONNX Runtime, 1 thread", "least", "p25", "median"], times))
     layers = deployed_layers(delivered.exported.manifest)
     if layers:
         parts.append(deployment_table(layers))
@@ -141,6 +164,7 @@ def register(delivered: Delivered, located: Located, trial: Trial | None) -> Non
         "nas.architecture": delivered.architecture.to_json(),
         "nas.supernet": f"models:/{located.name}/{located.version}",
         **{f"nas.cost.{key}": f"{value:g}" for key, value in delivered.costs.items()},
+        **{f"nas.latency.{name}": f"{timing.minimum:.6g}" for name, timing in delivered.timings.items()},
         **{f"nas.score.{split}.{key}": f"{v:.6g}" for split, s in delivered.scores.items() for key, v in s.items()},
     }
     for key in ("nas.search.study", "nas.search.run"):

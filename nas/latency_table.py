@@ -75,7 +75,8 @@ class LatencyTable(Cost):
     that it lacks is measured when it is first met and kept in it. Measure the final candidates whole: ``nas export
     --time``.
 
-    Layers other than linear and convolutional ones are in the fit alone, so compare architectures of one space.
+    Its limits and objectives are called ``onnx_latency``, because :class:`nas.Latency` times PyTorch itself. Layers
+    other than linear and convolutional ones are in the fit alone, so compare architectures of one space.
 
     Args:
         space: the search space.
@@ -86,7 +87,7 @@ class LatencyTable(Cost):
         ValueError: the file is no table, or was made on another machine or for another space.
     """
 
-    name = "latency"
+    name = "onnx_latency"
     unit = "ms"
     direction: Direction = "minimize"
 

@@ -38,6 +38,7 @@ def sample(
     out: str = "subnetwork",
     formats: list[str] = ["safetensors", "pt2"],  # noqa: B006 - only read
     overwrite: bool = False,
+    time: bool = False,
     trust: list[str] | str = [],  # noqa: B006 - only read
     seed: int = 0,
 ) -> None:
@@ -59,6 +60,7 @@ def sample(
         out: folder to write, new or empty.
         formats: of safetensors, pt2, onnx and onnx-lowbit (quantised networks, their weights packed).
         overwrite: replace an earlier export in `out`.
+        time: measure each ONNX file whole with ONNX Runtime, one example and one thread.
         trust: a package of your own that the supernet may name, that of your model say, or a list of them.
         seed: of the quick search.
 
@@ -90,7 +92,7 @@ def sample(
             refuse_quick_ranking(net)
             _explain(known.source, len(trials))
             architecture = _quick_search(net, module, screen, limits, seed)
-        delivered = deliver(net, module, architecture, out, formats=formats, overwrite=overwrite)
+        delivered = deliver(net, module, architecture, out, formats=formats, overwrite=overwrite, time=time)
         print(f"\n{describe_delivery(delivered, net, searched=trial)}\n")
         register(delivered, located, trial)
         print(f"wrote {Path(out) / 'manifest.json'}, which says how to load each file with plain PyTorch")
