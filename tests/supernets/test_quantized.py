@@ -57,7 +57,7 @@ CONTRACT = (
     test_two_calls_give_the_same_tensors,
 )
 PERCEPTRON = MLPSpace(12, 4, widths=(6, 10), depths=(1, 2, 3))
-RESIDUAL = ConvNetSpace([Stage((4, 8), (1, 2), (3, 5), (1, 2), block="residual")], 4, resolutions=(6,), per_block=True)
+RESIDUAL = ConvNetSpace([Stage((4, 8), (1, 2), (3, 5), block="residual")], 4, resolutions=(6,))
 PACKED = FactorySpace(
     Attention, {"width": [4, 8]}, input_shape=(6, 5), fixed={"depth": 1}, slicing={"qkv.*": {"blocks": {0: 3}}}
 )
@@ -73,7 +73,6 @@ SOURCES: dict[str, Callable[[], QuantizedWeights]] = {
         source=functools.partial(MixtureWeights, hidden=8),
         quantizer=SBS(),
     ),
-    "statsq_packed": lambda: QuantizedWeights(QuantizedSpace(PACKED, ends=None), quantizer=StatsQ()),
     "lsq_packed": lambda: QuantizedWeights(QuantizedSpace(PACKED, ends=None)),
 }
 
@@ -258,8 +257,8 @@ def test_training_lowers_the_loss_at_few_bits(rule: Any, labelled: Any, fit: Any
     supernet.source.observe([(batches.batches[0][0],)])
     architecture = rule.selected() or space.smallest()
     before = supernet.score(architecture, batches.batches[0])
-    fit(supernet, batches, 30)
-    assert supernet.score(architecture, batches.batches[0]) < 0.6 * before
+    fit(supernet, batches, 20)
+    assert supernet.score(architecture, batches.batches[0]) < 0.75 * before
 
 
 def test_what_is_extracted_and_calibrated_is_what_was_searched(
