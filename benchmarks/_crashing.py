@@ -70,7 +70,7 @@ def arm(step: str, at: int) -> None:
     elif step == "recorded":
         _hook(OutcomeFolder, "write", at, before=False)
     elif step == "half told":
-        _hook(TableEntries, "_measure", at, before=True, when=lambda *given: given[-1] is not None)
+        _hook(TableEntries, "_told", at, before=True, when=lambda *given: given[-1] is not None)
         _hook(JournalStorage, "set_trial_state_values", at, before=True)
     elif step == "told":
         _hook(Ledger, "close", at, before=False)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Entries", "Entry", "StorageEntries", "TableEntries", "entries_of"]
 
+_ROWS = 500
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -177,37 +179,40 @@ class TableEntries(Entries):
 
     def append(self, template: FrozenTrial) -> int:
         """Add a trial in one transaction."""
-        from sqlalchemy import func, insert, select, update
+        return self.extend([template])[0]
+
+    def extend(self, templates: Sequence[FrozenTrial]) -> list[int]:
+        """Add trials in one transaction, and return their numbers."""
+        from sqlalchemy import func, insert, select
 
         trials = self._trials
         with self.storage.engine.begin() as connection:
             connection.execute(
                 select(self._studies.c.study_id).where(self._studies.c.study_id == self.study_id).with_for_update()
             )
-            started = datetime.now(UTC).replace(tzinfo=None)
-            row = {"study_id": self.study_id, "state": TrialState.RUNNING, "datetime_start": started}
-            key = connection.execute(insert(trials).values(**row).returning(trials.c.trial_id)).scalar_one()
-            past = select(func.count()).where(trials.c.study_id == self.study_id, trials.c.trial_id < key)
-            number = connection.execute(past).scalar_one()
-            params = [
+            ours = select(func.count()).select_from(trials).where(trials.c.study_id == self.study_id)
+            past = connection.execute(ours).scalar_one()
+            now = datetime.now(UTC).replace(tzinfo=None)
+            rows = [
                 {
-                    "trial_id": key,
-                    "param_name": name,
-                    "param_value": template.distributions[name].to_internal_repr(value),
-                    "distribution_json": self._distributions[name],
+                    "study_id": self.study_id,
+                    "number": past + index,
+                    "state": template.state,
+                    "datetime_start": now,
+                    "datetime_complete": now if template.state.is_finished() else None,
                 }
-                for name, value in template.params.items()
+                for index, template in enumerate(templates)
             ]
-            if params:
-                connection.execute(insert(self._params).values(params))
-            self._set(connection, key, self._user, template.user_attrs)
-            self._set(connection, key, self._system, template.system_attrs)
-            self._measure(connection, key, template.values)
-            facts: dict[str, Any] = {"number": number, "state": template.state}
-            if template.state.is_finished():
-                facts["datetime_complete"] = started
-            connection.execute(update(trials).where(trials.c.trial_id == key).values(**facts))
-        return number
+            statement = insert(trials).returning(trials.c.trial_id, sort_by_parameter_order=True)
+            keys = connection.scalars(statement, rows).all()
+            added = list(zip(keys, templates, strict=True))
+            self._insert(connection, self._params, [row for key, item in added for row in self._chosen(key, item)])
+            for table, kind in ((self._user, "user_attrs"), (self._system, "system_attrs")):
+                self._insert(
+                    connection, table, [row for key, item in added for row in _attributes(key, getattr(item, kind))]
+                )
+            self._insert(connection, self._values, [row for key, item in added for row in self._told(key, item.values)])
+        return [past + index for index in range(len(templates))]
 
     def update(
         self,
@@ -229,9 +234,9 @@ class TableEntries(Entries):
             for table, attributes in ((self._user, user), (self._system, system)):
                 if attributes:
                     connection.execute(delete(table).where(table.c.trial_id == key, table.c.key.in_(list(attributes))))
-                    self._set(connection, key, table, attributes)
+                    self._insert(connection, table, _attributes(key, attributes))
             if state is not None:
-                self._measure(connection, key, values)
+                self._insert(connection, self._values, self._told(key, values))
                 now = datetime.now(UTC).replace(tzinfo=None)
                 changed = {"state": state, **({"datetime_complete": now} if state.is_finished() else {})}
                 connection.execute(update(trials).where(trials.c.trial_id == key).values(**changed))
@@ -283,19 +288,30 @@ class TableEntries(Entries):
                 found.setdefault(key, {})[name] = self.choices[name][int(value)]
         return found
 
-    def _set(self, connection: Connection, key: int, table: Any, attributes: Mapping[str, Any]) -> None:
-        from sqlalchemy import insert
+    def _chosen(self, key: int, template: FrozenTrial) -> list[dict[str, Any]]:
+        return [
+            {
+                "trial_id": key,
+                "param_name": name,
+                "param_value": template.distributions[name].to_internal_repr(value),
+                "distribution_json": self._distributions[name],
+            }
+            for name, value in template.params.items()
+        ]
 
-        rows = [{"trial_id": key, "key": name, "value_json": json.dumps(value)} for name, value in attributes.items()]
-        if rows:
-            connection.execute(insert(table).values(rows))
-
-    def _measure(self, connection: Connection, key: int, values: Sequence[float] | None) -> None:
-        from sqlalchemy import insert
-
-        rows = [
+    def _told(self, key: int, values: Sequence[float] | None) -> list[dict[str, Any]]:
+        return [
             {"trial_id": key, "objective": index, "value": value, "value_type": self._finite}
             for index, value in enumerate(values or ())
         ]
-        if rows:
-            connection.execute(insert(self._values).values(rows))
+
+    def _insert(self, connection: Connection, table: Any, rows: Sequence[dict[str, Any]]) -> None:
+        """Insert rows, some hundreds with each statement."""
+        from sqlalchemy import insert
+
+        for start in range(0, len(rows), _ROWS):
+            connection.execute(insert(table).values(rows[start : start + _ROWS]))
+
+
+def _attributes(key: int, attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"trial_id": key, "key": name, "value_json": json.dumps(value)} for name, value in attributes.items()]

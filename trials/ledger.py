@@ -19,8 +19,8 @@ from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as RowState
-from optuna.trial import create_trial
 
 from trials.claims import Row, Void
 from trials.entries import Entry, entries_of
@@ -73,6 +73,10 @@ class Ledger:
         Returns:
             The number of the row.
         """
+        with reaching(self.url):
+            return self._entries.append(self._template(trial))
+
+    def _template(self, trial: Trial) -> FrozenTrial:
         outcome = trial.outcome() if trial.state.finished else None
         begin = {
             "format_version": FORMAT_VERSION,
@@ -82,7 +86,7 @@ class Ledger:
             "worker": trial.worker,
             "started": trial.started,
         }
-        template = create_trial(
+        return create_trial(
             state=_ROW_STATES[trial.state],
             values=None if outcome is None else self._values(outcome),
             params=dict(trial.architecture),
@@ -94,8 +98,6 @@ class Ledger:
             },
             system_attrs={} if outcome is None else self._constraints(outcome),
         )
-        with reaching(self.url):
-            return self._entries.append(template)
 
     def close(self, row: Row, outcome: Outcome) -> None:
         """Close a row with an outcome; nothing happens when another process closed it first."""
