@@ -9,7 +9,6 @@ from torch import Tensor
 
 from search_spaces import SearchSpace
 from supernets.confidence import Decisions
-from supernets.confidence import Decisions
 from supernets.distillation import Distillation
 from supernets.tasks.base import Task
 from supernets.tasks.classification import Classification
@@ -100,8 +99,3 @@ class NodeClassification(Task):
         """Return one decision for each node of the mask."""
         logits, labels = self._masked(outputs, batch)
         return Decisions(logits, labels, torch.arange(len(labels), device=labels.device))
-
-    def decisions(self, outputs: Any, batch: Any) -> Decisions:
-        """Return one decision for each node of the mask."""
-        logits, labels = self._masked(outputs, batch)
-        return Decisions(logits, labels, batch[3].nonzero()[:, 0])
