@@ -95,7 +95,7 @@ def test_the_cost_is_the_fit_of_the_sum_of_measured_operators(made: tuple[Path, 
     total = sum(rows[operator.key]["min"] for operator in operators(SPACE, architecture))
     assert cost.total(architecture) == pytest.approx(total)
     assert measure([cost], SPACE, architecture) == {
-        "latency": pytest.approx(max(0.0, fit.slope * total + fit.intercept))
+        "onnx_latency": pytest.approx(max(0.0, fit.slope * total + fit.intercept))
     }
     assert (cost.metric.unit, cost.metric.direction) == ("ms", "minimize")
 
