@@ -69,6 +69,7 @@ class QuantizedSpace(SearchSpace):
         signed: Sequence[str] = (),
     ) -> None:
         self.space = space
+        self.bare = space.bare
         self.weight_bits = tuple(weight_bits)
         self.input_bits = None if input_bits is None else tuple(input_bits)
         self.modules, self.signed = tuple(modules), tuple(signed)

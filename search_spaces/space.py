@@ -34,7 +34,7 @@ class SearchSpace(ABC):
 
     choices: tuple[Choice, ...]
 
-    bare: ClassVar[bool] = False
+    bare: bool = False
     """Whether :meth:`build` makes every layer through :func:`search_spaces.bare.layer`, so that a skeleton need not
     look for initialisers elsewhere: a quarter less time for a skeleton, never needed."""
 
