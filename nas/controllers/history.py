@@ -96,6 +96,10 @@ class History:
         """Return whether ``architecture`` has been asked for or told."""
         return architecture in self._seen
 
+    def known(self) -> list[Architecture]:
+        """Return every architecture that has been asked for or told, by ``arch_id``."""
+        return sorted(self._seen, key=lambda architecture: architecture.arch_id)
+
     def tell(self, trials: Sequence[Trial]) -> None:
         """Record trials; what is known already changes nothing.
 

@@ -2,7 +2,9 @@
 
 import importlib
 import inspect
+import itertools
 import statistics
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
@@ -10,17 +12,19 @@ from typing import Any, final
 import optuna
 import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-from optuna.samplers import BaseGASampler, BaseSampler
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseGASampler, BaseSampler, BruteForceSampler, QMCSampler
 from optuna.trial import TrialState, create_trial
 
 from nas.controllers.base import Controller, Problem
 from nas.controllers.history import History, Observation
-from search_spaces import Architecture, SearchSpace
+from search_spaces import Architecture, SearchSpace, derive_seed
 from trials import Trial
 
 __all__ = ["OptunaController"]
 
 _STUDY = "controller"
+_REDRAWS = 256
 
 
 @final
@@ -42,13 +46,18 @@ class OptunaController(Controller):
     mutated, then replaced by a random architecture that is new.
 
     **Replay.** Each proposal uses a fresh sampler, seeded by the problem and the number of known architectures, so all
-    a sampler knows is in the study. Samplers with private state between proposals (CMA-ES, QMC, grid) start over.
+    a sampler knows is in the study, and a search that continues goes on as it would have. Quasi-Monte Carlo has one
+    seed for the whole search, and its place in the sequence is the number of known architectures; brute force is shown
+    everything that is known, so it enumerates what is left. CMA-ES and grid samplers keep a state of their own between
+    proposals: they start over with each.
 
     Args:
         problem: what is searched for.
-        sampler: ``"tpe"``, ``"nsga2"``, ``"nsga3"``, ``"gp"``, ``"random"``, an import path, or a callable that makes
-            a sampler. ``None`` chooses: NSGA-II for several objectives when ``budget`` is at least 300, else TPE.
-            Gaussian processes are slow (0.1 to 6 s a proposal): ask for them where one evaluation takes minutes.
+        sampler: ``"tpe"``, ``"nsga2"``, ``"nsga3"``, ``"gp"``, ``"qmc"``, ``"brute"``, ``"random"``, an import path, or
+            a callable that makes a sampler. ``None`` chooses: NSGA-II for several objectives when ``budget`` is at
+            least 300; a Gaussian process for one objective over at most eight choices, all ordinal, when ``budget`` is
+            at most 100; else TPE. Gaussian processes are slow (0.1 s a proposal, 6 s with several objectives, limits
+            and categorical choices): ask for them where one evaluation takes minutes.
         sampler_args: arguments of the sampler, without ``seed``.
         budget: how many evaluations are planned, where known; used to choose the sampler.
 
@@ -76,27 +85,54 @@ class OptunaController(Controller):
     def ask(self, count: int) -> Sequence[Architecture]:
         """Return up to ``count`` architectures that the sampler proposes, or replacements of its repeats."""
         room = self._history.room(count)
+        if isinstance(self._make(seed=0), BruteForceSampler):
+            return [architecture for _ in range(room) for architecture in self._enumerated()]
         genetic = self._make(seed=0)
         self._study.learn(self._history.lessons(), genetic if isinstance(genetic, BaseGASampler) else None)
         with self._study.running(self._history.pending()):
-
-            def draw(generator: torch.Generator) -> Architecture:
-                seed = int(torch.randint(2**32 - 1, (), generator=generator))
-                return self._study.propose(self._make(seed=seed))
-
             asked: list[Architecture] = []
             for _ in range(room):
-                asked += self._history.propose(1, draw, redraws=0)  # a sampler repeats what it believes in: vary it
+                if isinstance(genetic, QMCSampler):
+                    asked += self._history.propose(1, self._in_sequence(), redraws=_REDRAWS)
+                else:  # a sampler repeats what it believes in: vary it
+                    asked += self._history.propose(1, self._drawn, redraws=0)
                 self._study.start(asked[-1])
         return asked
+
+    def _drawn(self, generator: torch.Generator) -> Architecture:
+        return self._study.propose(self._make(seed=_seed(generator)))
+
+    def _in_sequence(self) -> Callable[[torch.Generator], Architecture]:
+        """Return a function that takes the points of a quasi-random sequence from the number of known ones on."""
+        sampler = self._make(seed=derive_seed(self.problem.seed, "sequence") % 2**32)
+        assert isinstance(sampler, QMCSampler)  # noqa: S101 - the caller has looked
+        places = itertools.count(self._history.seen)
+        return lambda generator: self._study.point(sampler, next(places))
+
+    def _enumerated(self) -> list[Architecture]:
+        """Let the sampler enumerate what is left."""
+        study = _Study(self.problem)
+        study.taken(self._history.known())
+        return self._history.propose(
+            1, lambda generator: study.propose(self._make(seed=_seed(generator))), redraws=_REDRAWS
+        )
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Enter finished trials into the study."""
         self._history.tell(trials)
 
 
+def _seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**32 - 1, (), generator=generator))
+
+
 def _default(problem: Problem, budget: int | None) -> str:
-    return "nsga2" if len(problem.objectives) > 1 and (budget or 0) >= 300 else "tpe"
+    """Return the sampler for a problem; the rule is in the docstring of the controller."""
+    choices = [choice for choice in problem.space.choices if choice.size > 1]
+    if len(problem.objectives) > 1:
+        return "nsga2" if (budget or 0) >= 300 else "tpe"
+    small = len(choices) <= 8 and all(choice.kind == "ordinal" for choice in choices)
+    return "gp" if small and budget is not None and budget <= 100 else "tpe"
 
 
 def _factory(sampler: str | Callable[..., BaseSampler], given: Mapping[str, Any]) -> Callable[..., BaseSampler]:
@@ -106,6 +142,7 @@ def _factory(sampler: str | Callable[..., BaseSampler], given: Mapping[str, Any]
         ValueError: it cannot be imported, or does not take the arguments.
     """
     short = {"tpe": "TPE", "nsga2": "NSGAII", "nsga3": "NSGAIII", "gp": "GP", "random": "Random"}
+    short |= {"qmc": "QMC", "brute": "BruteForce"}
     if isinstance(sampler, str):
         path = f"optuna.samplers.{short[sampler]}Sampler" if sampler in short else sampler
         module, _, name = path.rpartition(".")
@@ -128,7 +165,9 @@ def _factory(sampler: str | Callable[..., BaseSampler], given: Mapping[str, Any]
         raise ValueError(f"sampler_args of {sampler!r}: {error}; give arguments that its constructor takes") from error
 
     def build(*, seed: int) -> BaseSampler:
-        made = make(**given, **({"seed": seed} if seeded else {}))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            made = make(**given, **({"seed": seed} if seeded else {}))
         if not isinstance(made, BaseSampler):
             raise ValueError(f"sampler must make an Optuna sampler, got {type(made).__name__} from {sampler!r}")
         return made
@@ -242,13 +281,33 @@ class _Study:
         """Show ``architecture`` as running until the enclosing :meth:`running` ends."""
         self._running.append(self._add(architecture))
 
+    def taken(self, architectures: Sequence[Architecture]) -> None:
+        """Show ``architectures`` as trials that ended, for samplers that enumerate."""
+        for architecture in architectures:
+            self._storage.set_trial_state_values(self._add(architecture), TrialState.FAIL)
+
     def propose(self, sampler: BaseSampler) -> Architecture:
         """Return what ``sampler`` proposes next, in canonical form."""
         self._study.sampler = sampler
         trial = self._study.ask(self.dimensions)
         trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
         self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        return self._canonical(trial.params)
+
+    def point(self, sampler: QMCSampler, place: int) -> Architecture:
+        """Return point number ``place`` of the sampler's sequence, in canonical form."""
+        trial = create_trial(state=TrialState.RUNNING)
+        if not self._places():  # the sampler leaves a note of its place with the study
+            sampler.sample_relative(self._study, trial, self.dimensions)
+        for key in self._places():
+            self._storage.set_study_system_attr(self._id, key, place - 1)
+        return self._canonical(sampler.sample_relative(self._study, trial, self.dimensions))
+
+    def _places(self) -> list[str]:
+        return [key for key in self._storage.get_study_system_attrs(self._id) if key.startswith("qmc:")]
+
+    def _canonical(self, params: Mapping[str, Any]) -> Architecture:
         space = self.problem.space
         return space.architecture(
-            {choice.name: choice.candidates[trial.params.get(choice.name, 0)] for choice in space.choices}
+            {choice.name: choice.candidates[params.get(choice.name, 0)] for choice in space.choices}
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from optuna.samplers import TPESampler
+from scipy.stats import qmc
 from torch import nn
 
 from nas.controllers import (
@@ -285,14 +286,59 @@ def test_gaussian_process_respects_limits_with_screened_trials():
     assert sum(t.state is TrialState.COMPLETE for t in history[8:]) >= 3
 
 
+SAMPLERS = {
+    "tpe": {"n_startup_trials": 4},
+    "nsga2": {"population_size": 4},
+    "nsga3": {"population_size": 4},
+    "gp": {"n_startup_trials": 6},
+    "qmc": {"scramble": True},
+    "brute": {},
+    "random": {},
+}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_interrupted_search_goes_on_as_an_uninterrupted_one(sampler):
+    problem = Problem(conditional(), ONE, (Limit("params", 50.0, "max"),), seed=6)
+    make = functools.partial(OptunaController, problem, sampler=sampler, sampler_args=SAMPLERS[sampler])
+    history = search(make(), 8)
+    for stop in (1, 6):
+        resumed = make()
+        resumed.tell(history[:stop])
+        for number in range(stop, 8):
+            (architecture,) = resumed.ask(1)
+            assert architecture.arch_id == history[number].arch_id
+            resumed.tell([history[number]])
+
+
+def test_quasi_monte_carlo_takes_the_points_of_one_sequence():
+    problem = Problem(flat(2, 4), ONE, seed=0)
+    controller = OptunaController(problem, sampler="qmc", sampler_args={"scramble": False})
+    asked = controller.ask(4)
+    points = qmc.Sobol(2, scramble=False).random(16)
+    # four equal cells of [0, 4) are four candidates; a point whose architecture is taken is passed over
+    cells = [tuple(min(int(4 * value), 3) for value in point) for point in points]
+    assert [tuple(a.values()) for a in asked] == list(dict.fromkeys(cells))[:4]
+
+
+def test_brute_force_enumerates_what_is_left():
+    space = conditional()
+    controller = OptunaController(Problem(space, ONE), sampler="brute")
+    taken = list(space.architectures())[::2]
+    controller.tell([trial(i, a, TrialState.FAILED if i % 2 else TrialState.RUNNING) for i, a in enumerate(taken)])
+    assert set(controller.ask(100)) == set(space.architectures()) - set(taken)
+
+
 def test_default_sampler_follows_objectives_and_budget():
-    def kind(objectives, budget):
-        controller = OptunaController(Problem(flat(), objectives), budget=budget)
+    def kind(objectives, budget, space=None):
+        controller = OptunaController(Problem(space or flat(), objectives), budget=budget)
         return type(controller._make(seed=0)).__name__
 
-    assert kind(ONE, 1000) == "TPESampler"
+    assert kind(ONE, 1000) == kind(ONE, None) == "TPESampler"
+    assert kind(ONE, 100) == "GPSampler"
     assert kind(TWO, None) == kind(TWO, 299) == "TPESampler"
     assert kind(TWO, 300) == "NSGAIISampler"
+    assert kind(ONE, 100, conditional()) == kind(ONE, 100, flat(9)) == "TPESampler"
 
 
 def constrained(number, architecture):
