@@ -51,7 +51,8 @@ class SBSRule(nn.Module, SamplingRule):
     weights learn, in odd steps those of the inputs, while the others keep their hard values.
 
     The bits that the gates lead to at the end are ``selected``, an ordinary architecture of the space: evaluated,
-    exported and searched from like any other, by single-shot quantisation.
+    exported and searched from like any other, by single-shot quantisation. Where the space has no choice but bits, the
+    supernet may be searched too (``nas.SelectedArchitecture`` begins with what the gates found).
 
     Differs from the paper: residuals are normalised; those of inputs are running means over steps, so that bits do not
     change from batch to batch; gates learn at the boundary alone; thresholds have an optimiser of their own, without
@@ -69,8 +70,6 @@ class SBSRule(nn.Module, SamplingRule):
     Raises:
         ValueError: an argument is out of range.
     """
-
-    whole = False
 
     def __init__(
         self,
@@ -137,6 +136,7 @@ class SBSRule(nn.Module, SamplingRule):
         """Make the gates of ``space``."""
         del seed
         self._space, self._base = space, self._network(space)
+        self.whole = all(c.size == 1 or c.name.endswith("bits") for c in space.choices)
         self._gated = tuple(c for c in space.choices if c.name in self._base and c.name.endswith("bits") and c.size > 1)
         self._fixed, self._tables = self.cost(space, self._base)
         unknown = sorted(name for names in self._tables for name in names if name not in {c.name for c in self._gated})

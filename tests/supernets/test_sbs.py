@@ -229,9 +229,22 @@ def test_what_does_not_go_together_is_refused_before_training() -> None:
         SBSRule(Products(), 0.0)
     with pytest.raises(ValueError, match="must end before the training of 10 steps"):
         SBSRule(Products(), warmup=10).check_length(10)
+    assert made(mlp(), SBSRule(Products())).rule.whole
     elastic = QuantizedSpace(MLPSpace(6, 3, widths=(4, 8), depths=(3,)))
     with pytest.raises(ValueError, match="DifferentiableRule needs relaxed weights"):
         made(elastic, DifferentiableRule())
+    assert not made(elastic, SBSRule(Products())).rule.whole
+
+
+def test_alpha_of_bits_learns_where_nothing_else_is_to_choose() -> None:
+    rule = DifferentiableRule(schedule="single")
+    supernet = made(mlp(), rule)
+    batch = observed(supernet, 6)
+    (slot,) = rule.slots(supernet.space, seed=0, step=0, score=lambda _: 0.0)
+    supernet.step_loss(slot, batch, None)[0].backward()
+    gradients = [alpha.grad for name, alpha in rule.alpha.items() if name.endswith("bits")]
+    assert len(gradients) == 4
+    assert all(bool((gradient != 0).any()) for gradient in gradients)
 
 
 class MLPSpaceWithBits(SearchSpace):
