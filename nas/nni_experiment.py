@@ -62,7 +62,7 @@ def write_nni_experiment(spec: StudySpec, trials: Sequence[Trial], folder: str |
     if home.exists():
         raise FileExistsError(f"the experiment needs a folder of its own, and {home} exists; remove it or name another")
     (home / "db").mkdir(parents=True)
-    times = [time for trial in trials for time in (trial.started, trial.finished) if time is not None]
+    times = [moment for trial in trials for moment in (trial.started, trial.finished) if moment is not None]
     start, end = (_milliseconds(pick(times, default=0.0)) for pick in (min, max))
     profile = (json.dumps(_profile(spec, len(trials), home.parent)), name, (end - start) // 1000, start, end, str(home))
     with closing(sqlite3.connect(home / "db" / "nni.sqlite")) as database, database:
