@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -99,8 +100,8 @@ def nni_portal(folder: str | Path, name: str, *, port: int = 8080) -> Iterator[s
     places = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
     if not places or not (places[0] / "node").is_file():
         raise FileNotFoundError(
-            "NNI's manager is part of its wheels for Linux, macOS and Windows, and this installation has none; "
-            "install nni==3.0 from a wheel"
+            "NNI's manager is part of its wheels for Linux and macOS, and this installation has none; install nni==3.0 "
+            "from a wheel"
         )
     port = _free(port)
     address = f"http://localhost:{port}"
@@ -139,7 +140,10 @@ def nni_portal(folder: str | Path, name: str, *, port: int = 8080) -> Iterator[s
                 _request(address, "DELETE")
             assert keeper.stdin is not None  # noqa: S101 - it is a pipe
             keeper.stdin.close()
-            keeper.wait(_PATIENCE)
+            try:
+                keeper.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                os.killpg(keeper.pid, signal.SIGKILL)
 
 
 def _register(root: Path, name: str, port: int) -> None:
