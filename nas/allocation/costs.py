@@ -1,5 +1,7 @@
 """Costs of bits layer by layer, for rules that search bits while they train."""
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import final
 
@@ -33,6 +35,9 @@ class BitCost(BitCosts):
     ) -> tuple[float, Mapping[tuple[str, ...], Tensor]]:
         """Return what is fixed, and choices -> cost of their candidates; see :class:`supernets.BitCosts`."""
         cost = self.cost(space)
+        given = inspect.signature(type(cost)).parameters
+        settings = {name: getattr(cost, name) for name in given if name != "space"}
+        self.cost = functools.partial(type(cost), **settings)  # what describes and rebuilds it
         measured = RateDistortion(space, architecture, lambda _: torch.zeros(1, 1), [cost])
         table = measured.table()
         shapes = [[space.choice(name).size for name in site] for site in sites_of(space, architecture)]
