@@ -45,12 +45,14 @@ def wanted(served: Served, request: SubnetworkRequest) -> Wanted:
         RefusedError: it names something that is not measured, or asks for what the space cannot choose (422).
     """
     if request.bits is not None:
-        raise RefusedError(
-            422,
-            "no_bitwidths",
-            f"bits={request.bits} cannot be chosen: the space of {served.offer.name} has no bitwidth choices, and its "
-            "subnetworks are handed out in full precision; leave bits out",
+        name = served.offer.name
+        reason = (
+            f"the space of {name} chooses them layer by layer; give limits, e.g. max_model_size, or an architecture"
+            if served.space.bitwidths(served.space.largest())
+            else f"the space of {name} has no bitwidth choices, and its subnetworks are handed out in full precision; "
+            "leave bits out"
         )
+        raise RefusedError(422, "no_bitwidths", f"bits={request.bits} cannot be chosen: {reason}")
     try:
         limits = parse_limits(request.limits)
     except ValueError as error:

@@ -1,6 +1,7 @@
 """Bit operations and bytes of quantised networks against counts made by hand."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,9 @@ from torch import nn
 
 from nas import BitOps, MACs, ModelSize
 from nas.costs import measure
+from nas.service.problems import RefusedError
+from nas.service.schemas import SubnetworkRequest
+from nas.service.selection import wanted
 from search_spaces import ConvNetSpace, FactorySpace, Head, MLPSpace, QuantizedSpace, Stage, TransformerSpace
 
 
@@ -55,7 +59,7 @@ def test_full_precision_counts_32_bits_on_both_sides(formula: Any) -> None:
 
 def test_fewer_bits_of_any_layer_are_fewer_bit_operations_and_bytes() -> None:
     given = QuantizedSpace(
-        ConvNetSpace([Stage((4, 8), (1, 2), block="residual")], 3, resolutions=(8,), head=Head((8,))), ends=None
+        ConvNetSpace([Stage((4, 8), (1,), block="residual")], 3, resolutions=(6,), head=Head((8,))), ends=None
     )
     costs = [BitOps(given), ModelSize(given), MACs(given)]
     largest = measure(costs, given, given.largest())
@@ -82,3 +86,9 @@ def test_model_size_packs_weights_and_keeps_scales_and_biases_in_full() -> None:
 def test_an_unknown_formula_is_refused_with_those_there_are() -> None:
     with pytest.raises(ValueError, match="must be 'bops_product' or 'bops_uniq', got 'bops'"):
         BitOps(space(), "bops")  # type: ignore[arg-type]
+
+
+def test_the_service_says_that_bits_are_chosen_layer_by_layer() -> None:
+    served: Any = SimpleNamespace(space=space(), offer=SimpleNamespace(name="small"))
+    with pytest.raises(RefusedError, match="chooses them layer by layer; give limits"):
+        wanted(served, SubnetworkRequest(bits=4))
