@@ -87,7 +87,7 @@ def uniform(data: PlanetoidData, weights: int, activations: int) -> GraphSpace:
     return make_space(data, widths=(16,), weight_bits=(weights,), activation_bits=(activations,))
 
 
-def naive(data: PlanetoidData, seed: int, steps: int) -> DiscretisationGap:
+def naive(data: PlanetoidData, seed: int, steps: int, alone_steps: int) -> DiscretisationGap:
     """Search through a mixture of roundings, down to 3 bits, and look at the result twice on the validation nodes."""
     space = make_space(data, widths=(16,), weight_bits=(1, 2, 4, 8), activation_bits=(3, 4, 6, 8))
     sampler = GumbelSampler(steps, hard=0.0)
@@ -95,12 +95,12 @@ def naive(data: PlanetoidData, seed: int, steps: int) -> DiscretisationGap:
     supernet = trained(data, space, rule, seed, steps)
     found = rule.selected()
     assert found is not None
-    return DiscretisationGap(accuracy(supernet, found, data, "val"), alone(data, space, found, seed, STEPS)[0])
+    return DiscretisationGap(accuracy(supernet, found, data, "val"), alone(data, space, found, seed, alone_steps)[0])
 
 
-def searched(data: PlanetoidData, seed: int, steps: int) -> dict[str, Any]:
+def searched(data: PlanetoidData, seed: int, steps: int, alone_steps: int) -> dict[str, Any]:
     """Search with the table at every pressure, and take the best on the validation nodes that is smaller than W4A8."""
-    space = make_space(data, widths=(8, 10, 12, 14), weight_bits=(3, 4, 8), activation_bits=(4, 6, 8))
+    space = make_space(data, widths=(8, 12, 15), weight_bits=(3, 4, 8), activation_bits=(6, 8))
     reference = uniform(data, 4, 8)
     bounds = costs(reference, reference.largest())
     best: dict[str, Any] = {}
@@ -115,7 +115,7 @@ def searched(data: PlanetoidData, seed: int, steps: int) -> dict[str, Any]:
         size = costs(space, found)
         if size[0] >= bounds[0] or size[1] >= bounds[1]:
             continue
-        validation, test = alone(data, space, found, seed, STEPS)
+        validation, test = alone(data, space, found, seed, alone_steps)
         if not best or validation > best["validation"]:
             gap = DiscretisationGap(accuracy(supernet, found, data, "val"), validation)
             best = {"validation": validation, "test": test, "size": size, "gap": gap, "found": found}
@@ -125,14 +125,14 @@ def searched(data: PlanetoidData, seed: int, steps: int) -> dict[str, Any]:
 def row_of(seed: int, *, folder: str, short: float) -> dict[str, Any]:
     """Everything measured for one seed; ``short`` is the share of the steps that is run."""
     torch.set_num_threads(1)
-    data = PlanetoidData(folder)
+    data, steps = PlanetoidData(folder), round(STEPS * short)
     row: dict[str, Any] = {"seed": seed}
     for bits in UNIFORM:
         space = uniform(data, *bits)
-        row[f"W{bits[0]}A{bits[1]}"] = alone(data, space, space.largest(), seed, round(STEPS * short))[1]
-    caught = naive(data, seed, round(NAIVE * short))
+        row[f"W{bits[0]}A{bits[1]}"] = alone(data, space, space.largest(), seed, steps)[1]
+    caught = naive(data, seed, round(NAIVE * short), steps)
     row["naive: search / alone"] = (caught.searched, caught.trained)
-    return row | {"searched": searched(data, seed, round(SEARCH * short))}
+    return row | {"searched": searched(data, seed, round(SEARCH * short), steps)}
 
 
 def fired(gap: DiscretisationGap) -> bool:

@@ -69,7 +69,7 @@ class FeatureLinear(nn.Linear):
         """Draw the weight."""
         nn.init.xavier_uniform_(self.weight)
 
-    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """Map ``(N, in_features)`` to ``(N, out_features)``.
 
         Args:
@@ -152,7 +152,7 @@ class _Products(GraphOperation):
 
     def forward(self, a: Tensor, b: Tensor, graph: Graph) -> Tensor:
         terms = a.index_select(0, graph.targets) * b.index_select(0, graph.sources)
-        return terms.unflatten(1, (self.heads, -1)).sum(-1)
+        return terms.view(terms.shape[0], self.heads, -1).sum(-1)
 
     def macs(self, *inputs: Any) -> int:
         return int(inputs[0].shape[1] * inputs[2].targets.shape[0])
@@ -239,7 +239,7 @@ class _Aggregate(GraphOperation):
         self.kind = kind
 
     def forward(self, h: Tensor, coefficients: Tensor, graph: Graph) -> Tensor:
-        heads = h.unflatten(1, (coefficients.shape[1], -1))
+        heads = h.view(h.shape[0], coefficients.shape[1], -1)
         messages = (heads.index_select(0, graph.sources) * coefficients[:, :, None]).flatten(1)
         empty = torch.zeros_like(h)
         if self.kind == "max":

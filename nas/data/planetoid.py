@@ -122,7 +122,7 @@ class PlanetoidData(LightningDataModule):
             features = features / features.sum(1, keepdim=True).clamp_min(1.0)
         edges = torch.cat([graph.edge_index, graph.edge_index.flip(0)], 1)
         splits = GraphSplits(
-            features.to_sparse_coo().coalesce() if self.sparse else features,
+            features.to_sparse().coalesce() if self.sparse else features,
             torch.unique(edges[:, edges[0] != edges[1]], dim=1),
             graph.y,
             graph.train_mask,

@@ -31,11 +31,11 @@ def degree(node: int) -> int:
     return sum(target == node for _, target in PAIRS)
 
 
-def scores(name: str, module: Any, x: NDArray[np.float64], i: int, j: int) -> NDArray[np.float64]:
+def scores(name: str, module: Any, x: NDArray[np.float64], i: int, j: int) -> Any:
     """Scores of the edge from j to i for every head, before any softmax."""
     w = {key: value.detach().double().numpy() for key, value in module.state_dict().items()}
 
-    def additive(a: int, b: int) -> NDArray[np.float64]:
+    def additive(a: int, b: int) -> Any:
         total = w["left.weight"] @ x[a] + w["right.weight"] @ x[b]
         return np.where(total > 0, total, 0.2 * total)
 
@@ -88,7 +88,7 @@ def test_sparse_features_give_the_outputs_and_the_gradients_of_dense_ones() -> N
     module = space.build(space.largest()).eval()
     features = torch.randn(NODES, 6) * (torch.rand(NODES, 6) > 0.5)
     outputs, gradients = [], []
-    for given in (features, features.to_sparse_coo()):
+    for given in (features, features.to_sparse()):
         module.zero_grad()
         outputs.append(module(given, EDGES))
         outputs[-1].square().sum().backward()

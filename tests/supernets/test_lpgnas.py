@@ -52,7 +52,7 @@ class Nodes(L.LightningDataModule):
 
     def batch(self, first: int, last: int) -> Batch:
         places = torch.arange(NODES)
-        return self.features.to_sparse_coo(), self.edges, self.labels, (places >= first) & (places < last)
+        return self.features.to_sparse(), self.edges, self.labels, (places >= first) & (places < last)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return DataLoader([self.batch(0, 12)], batch_size=None)  # type: ignore[arg-type]
