@@ -103,7 +103,7 @@ def run(quick: bool = False) -> Result:
     rows: list[dict[str, object]] = []
     wins, gain = [], 0.0
     for share in SHARES:
-        found = measured.allocate({name: share * four}, rounds=2)
+        found = measured.allocate({name: share * four}, rounds=1)
         mine = accuracy(supernet, found.architecture, data, test)
         others = [
             accuracy(supernet, drawn, data, test)
@@ -123,8 +123,8 @@ def run(quick: bool = False) -> Result:
         )
     equal, large = program()
     guess, exact = allocated(0.5), allocated(0.0)
-    runs = range(1 if quick else 4)
-    trials = 30 if quick else 150
+    runs = range(1 if quick else 3)
+    trials = 30 if quick else 100
     beaten = []
     for kind in ("evolution", "optuna"):
         plain = [searched(kind, trials, seed)[0] for seed in runs]

@@ -18,7 +18,7 @@ from nas.costs import measure
 from search_spaces import Architecture
 from supernets import SBS, SamplingRule, SBSRule, SingleRule
 
-LAMBDAS = (0.02, 0.1, 0.3, 1.0)
+LAMBDAS = (0.02, 0.1, 1.0)
 
 
 def bits_of(architecture: Architecture) -> str:
@@ -31,7 +31,7 @@ def bits_of(architecture: Architecture) -> str:
 
 
 def run(quick: bool = False) -> Result:
-    """Search at four weights of the cost; ``quick`` trains one epoch and searches a fifth of one, at two weights."""
+    """Search at three weights of the cost; ``quick`` trains one epoch and searches a fifth of one, at two weights."""
     data = cifar10()
     test = list(data.test_dataloader())[: 1 if quick else None]
     trained = full_precision(data, epochs=1 if quick else 12)
