@@ -62,9 +62,9 @@ def export(
 
     Each file is run on ``inputs`` and on random inputs of another batch size; the largest absolute difference to
     ``reference`` is kept in the manifest, and one above 1e-5 of the largest output (or of 1) is an error. In
-    ``onnx-lowbit``, whose products round their inputs to 8 bits, 0.1 is, and the graph is checked without that rounding
-    too. The folder appears complete or not at all. Equal modules and manifests give equal bytes in
-    ``model.safetensors``.
+    ``onnx-lowbit``, whose products round their inputs to 8 bits, 0.1 is (0.5 with inputs of fewer bits), and the graph
+    is checked without that rounding too. The folder appears complete or not at all. Equal modules and manifests give
+    equal bytes in ``model.safetensors``.
 
     Args:
         module: an extracted subnetwork: in evaluation mode, on the CPU, owning its tensors, calibrated.

@@ -42,7 +42,7 @@ class Format(ABC):
     name: ClassVar[str]
     filename: ClassVar[str]
     usage: ClassVar[tuple[str, ...]]
-    tolerance: ClassVar[float] = 1e-5
+    tolerance: float = 1e-5
 
     @abstractmethod
     def require(self) -> None:

@@ -57,7 +57,6 @@ class LowBitOnnxFormat(Format):
         "session = onnxruntime.InferenceSession('model.lowbit.onnx')",
         "outputs = session.run(None, {session.get_inputs()[0].name: inputs})  # NumPy arrays",
     )
-    tolerance = 0.1
 
     def __init__(self, layers: Mapping[str, QuantizedLayer], *, accuracy_level: int = 4) -> None:
         if accuracy_level not in (0, 4):
@@ -69,6 +68,8 @@ class LowBitOnnxFormat(Format):
             )
         self.layers = dict(layers)
         self.accuracy_level = accuracy_level
+        coarse = any(layer.input_bits < 8 for layer in layers.values())
+        self.tolerance = 0.5 if coarse else 0.1  # a value on the edge of a coarse step moves by all of it
 
     def require(self) -> None:
         """Check for onnx, onnxscript and onnxruntime; see :class:`Format`."""
