@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from search_spaces.architecture import Architecture
+from search_spaces.architecture import Architecture, InvalidArchitectureError
 from search_spaces.choice import Candidate, Choice
 from search_spaces.quantized_sites import QuantizedSite, find_sites, quantizable
 from search_spaces.quantizer import FULL_PRECISION, InputQuantizer, quantize_input
@@ -157,9 +157,17 @@ class QuantizedSpace(SearchSpace):
         Raises:
             InvalidArchitectureError: the bits are no candidates.
         """
-        bits = {"weight_bits": weight_bits, "input_bits": weight_bits if input_bits is None else input_bits}
+        input_bits = weight_bits if input_bits is None and self.input_bits is not None else input_bits
+        for field, given, known in (
+            ("weight_bits", weight_bits, self.weight_bits),
+            ("input_bits", input_bits, self.input_bits or (None,)),
+        ):
+            if given not in known:
+                raise InvalidArchitectureError(f"{field} must be one of {known}, got {given}")
+        bits = {"weight_bits": weight_bits, "input_bits": input_bits}
         own = self.choices[len(self.space.choices) :]
-        return self.architecture({**base, **{choice.name: bits[choice.name.rpartition(".")[2]] for choice in own}})
+        chosen = {c.name: given for c in own if (given := bits[c.name.rpartition(".")[2]]) is not None}
+        return self.architecture({**base, **chosen})
 
     def bitwidths(self, architecture: Architecture) -> Mapping[str, tuple[int, int]]:
         """Return layer -> (weight bits, input bits) for the quantised layers of a build; 32 is full precision."""
@@ -218,13 +226,13 @@ class QuantizedSpace(SearchSpace):
         return module
 
     def superset(self) -> nn.Module:
-        """Return the superset of the wrapped space with a quantiser in front of every layer."""
+        """Return the superset of the wrapped space with a quantiser in front of every layer that may have one."""
         module = self.space.superset()
         layers = dict(module.named_modules())
-        bits = FULL_PRECISION if self.input_bits is None else max(self.input_bits)
         for site in self.sites:
-            if bits and self.input_bits is not None and site.name in layers:
-                quantize_input(layers[site.name], InputQuantizer(bits, signed=site.signed))
+            bits = [bits for bits in self.options(site.name)[1] if bits < FULL_PRECISION]
+            if bits and site.name in layers:
+                quantize_input(layers[site.name], InputQuantizer(bits[-1], signed=site.signed))
         return module
 
     def inputs(self, architecture: Architecture, batch_size: int = 1) -> tuple[Tensor, ...]:

@@ -14,6 +14,7 @@ from search_spaces import (
     ConvNetSpace,
     FactorySpace,
     InputQuantizer,
+    InvalidArchitectureError,
     MLPSpace,
     QuantizedSpace,
     SearchSpace,
@@ -140,7 +141,16 @@ def test_groups_share_their_bits_and_ends_can_be_searched_too() -> None:
 def test_a_single_candidate_is_no_choice() -> None:
     space = QuantizedSpace(MLP, weight_bits=(4,), input_bits=(8,))
     assert space.choices == MLP.choices
-    assert dict(space.bitwidths(space.largest()))["linear2"] == (4, 8)
+    assert dict(space.bitwidths(space.quantized(MLP.largest(), 4, 8)))["linear2"] == (4, 8)
+    with pytest.raises(InvalidArchitectureError, match=r"input_bits must be one of \(8,\), got 4"):
+        space.quantized(MLP.largest(), 4)
+
+
+def test_the_superset_has_a_quantiser_wherever_a_build_may_have_one() -> None:
+    space = QuantizedSpace(MLP, input_bits=(32,), ends=(8, 6))
+    scales = {name for name, _ in space.superset().named_parameters() if "input_quantizer" in name}
+    assert scales == {"linear1.input_quantizer.scale", "head.input_quantizer.scale"}
+    assert scales <= space.build(space.smallest()).state_dict().keys()
 
 
 def test_cells_have_one_pair_of_bits_and_equal_cells_stay_one_architecture() -> None:
