@@ -54,10 +54,12 @@ def deliver(
     formats: Sequence[str],
     overwrite: bool,
     time: bool = False,
+    real_only: bool = False,
 ) -> Delivered:
     """Extract ``architecture``, calibrate it on training data, score it on both held-out splits, and export it.
 
-    With ``time``, every ONNX file is timed whole, while no other latency is measured on this machine.
+    With ``time``, every ONNX file is timed whole, while no other latency is measured on this machine. With
+    ``real_only``, bits that a runtime does not really have are refused.
 
     Raises:
         ExportError: the folder or a format cannot be used; nothing has been written.
@@ -84,6 +86,7 @@ def deliver(
         manifest=manifest,
         reference=splits["val"].module(architecture),
         quantized=quantized_layers(supernet.source, architecture),
+        real_only=real_only,
         overwrite=overwrite,
     )
     timings = {}

@@ -55,6 +55,7 @@ def export(
     manifest: Mapping[str, Any],
     reference: Callable[..., Any] | None = None,
     quantized: Mapping[str, QuantizedLayer] | None = None,
+    real_only: bool = False,
     allow_uncalibrated: bool = False,
     overwrite: bool = False,
 ) -> Exported:
@@ -75,6 +76,7 @@ def export(
         reference: what the outputs must equal, e.g. the functional call of the supernet; ``module`` by default.
         quantized: module name -> integers of its weight, which ``onnx-lowbit`` packs
             (:func:`supernets.deployment.quantized_layers`).
+        real_only: refuse ``onnx-lowbit`` where some bits are stored only or simulated.
         allow_uncalibrated: export although batch-norm statistics were never computed.
         overwrite: replace an earlier export in ``folder``.
 
@@ -87,7 +89,7 @@ def export(
         ModuleNotFoundError: an optional library is missing.
     """
     target = Path(folder)
-    chosen = _formats(formats, quantized)
+    chosen = _formats(formats, quantized, real_only=real_only)
     _check_module(module, allow_uncalibrated=allow_uncalibrated)
     probes = _probes(inputs)
     expected = [_run(reference or module, probe) for probe in probes]
@@ -121,11 +123,11 @@ def export(
     return Exported(target, paths, parity, record["parameters"], record)
 
 
-def _formats(names: Sequence[str], quantized: Mapping[str, QuantizedLayer] | None) -> list[Format]:
+def _formats(names: Sequence[str], quantized: Mapping[str, QuantizedLayer] | None, *, real_only: bool) -> list[Format]:
     if isinstance(names, str) or not names:
         raise ExportError(f"formats must be a list of at least one format, got {names!r}")
     try:
-        chosen = [file_format(name, quantized) for name in dict.fromkeys(names)]
+        chosen = [file_format(name, quantized, real_only=real_only) for name in dict.fromkeys(names)]
     except ValueError as error:
         raise ExportError(str(error)) from error
     for form in chosen:

@@ -153,12 +153,13 @@ class OnnxFormat(Format):
         return Loaded(call, sum(torch.Size(shape).numel() for name, shape in shapes.items() if name in names))
 
 
-def file_format(name: str, quantized: Mapping[str, QuantizedLayer] | None = None) -> Format:
+def file_format(name: str, quantized: Mapping[str, QuantizedLayer] | None = None, *, real_only: bool = False) -> Format:
     """Return the format called ``name``.
 
     Args:
         name: one of ``FORMATS``, or of ``QUANTIZED_FORMATS``.
         quantized: module name -> integers of the quantised weights, which the latter pack.
+        real_only: whether they refuse a network in which some bits are not real.
 
     Raises:
         ValueError: there is none, or nothing is quantised that it could pack.
@@ -171,6 +172,6 @@ def file_format(name: str, quantized: Mapping[str, QuantizedLayer] | None = None
         case "onnx":
             return OnnxFormat()
         case "onnx-lowbit":
-            return LowBitOnnxFormat(quantized or {})
+            return LowBitOnnxFormat(quantized or {}, real_only=real_only)
         case _:
             raise ValueError(f"format must be one of {(*FORMATS, *QUANTIZED_FORMATS)}, got {name!r}")

@@ -45,6 +45,7 @@ class LowBitOnnxFormat(Format):
     Args:
         layers: module name -> its integers.
         accuracy_level: of ``MatMulNBits``: 4 multiplies 8-bit integers, 0 single precision, which is exact and slow.
+        real_only: refuse a network in which some bits are stored only or simulated.
 
     Raises:
         ValueError: the level is neither, or nothing is quantised.
@@ -58,7 +59,9 @@ class LowBitOnnxFormat(Format):
         "outputs = session.run(None, {session.get_inputs()[0].name: inputs})  # NumPy arrays",
     )
 
-    def __init__(self, layers: Mapping[str, QuantizedLayer], *, accuracy_level: int = 4) -> None:
+    def __init__(
+        self, layers: Mapping[str, QuantizedLayer], *, accuracy_level: int = 4, real_only: bool = False
+    ) -> None:
         if accuracy_level not in (0, 4):
             raise ValueError(f"accuracy_level must be 0 or 4, got {accuracy_level}")
         if not layers:
@@ -68,6 +71,7 @@ class LowBitOnnxFormat(Format):
             )
         self.layers = dict(layers)
         self.accuracy_level = accuracy_level
+        self.real_only = real_only
         coarse = any(layer.input_bits < 8 for layer in layers.values())
         self.tolerance = 0.5 if coarse else 0.1  # a value on the edge of a coarse step moves by all of it
 
@@ -82,7 +86,7 @@ class LowBitOnnxFormat(Format):
 
         Raises:
             ValueError: a layer is missing, or does not hold the values of its integers, or the file does not compute
-                what ``module`` does.
+                what ``module`` does, or bits are not real though asked to be.
         """
         planned = {name: _plan(name, module, layer) for name, layer in self.layers.items()}
         self._save(module, planned, inputs, path, metadata)
@@ -97,6 +101,12 @@ class LowBitOnnxFormat(Format):
             self._save(module, planned, inputs, path, metadata)
             found = multiplying_operators(path, _tensors(planned))
         deployed = {name: self._deployed(plan, found.get(name)) for name, plan in planned.items()}
+        short = [f"{name!r}, {made.bits} bits: {made.reason}" for name, made in deployed.items() if made.reason]
+        if short and self.real_only:
+            raise ValueError(
+                f"not all bits are real ({'; '.join(short)}); ONNX Runtime has 2, 4 and 8 bits for linear layers and 1x1"
+                " convolutions, and 8 bits for other convolutions whose inputs and outputs are quantised"
+            )
         return {"layers": {name: made.record() for name, made in deployed.items()}}
 
     def read(self, module: nn.Module, path: Path) -> Loaded:

@@ -29,6 +29,7 @@ def export(
     data: str | None = None,
     overwrite: bool = False,
     time: bool = False,
+    real_only: bool = False,
     trust: list[str] | str = [],  # noqa: B006 - only read
 ) -> None:
     """Export one subnetwork of a supernet.
@@ -43,6 +44,7 @@ def export(
         storage: where studies live: a journal file, or an Optuna database URL.
         data: YAML file with a `data` section, for checkpoints that do not name their data.
         overwrite: replace an earlier export in `out`.
+        real_only: refuse onnx-lowbit where some bits are stored only or simulated.
         time: measure each ONNX file whole with ONNX Runtime, one example and one thread.
         trust: a package of your own that the supernet may name, that of your model say, or a list of them.
 
@@ -60,7 +62,9 @@ def export(
             trial = _find(architecture, known)
             chosen = net.space.architecture(trial.architecture)
         formats = [format] if isinstance(format, str) else format
-        delivered = deliver(net, module, chosen, out, formats=formats, overwrite=overwrite, time=time)
+        delivered = deliver(
+            net, module, chosen, out, formats=formats, overwrite=overwrite, time=time, real_only=real_only
+        )
         print(f"\n{describe_delivery(delivered, net, searched=trial)}\n")
         register(delivered, located, trial)
         print(f"wrote {Path(out) / 'manifest.json'}, which says how to load each file with plain PyTorch")

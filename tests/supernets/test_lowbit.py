@@ -193,6 +193,28 @@ def test_bits_that_differ_from_the_weights_are_refused_by_name() -> None:
         LowBitOnnxFormat({**layers, "lost": layers["head"]}).write(net, INPUTS, Path("unused"), {})
 
 
+def test_bits_that_are_not_real_are_refused_where_asked(
+    made: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def copied(_self: object, _module: object, _plans: object, _inputs: object, path: Path, _facts: object) -> None:
+        path.write_bytes(made["exported"].files["onnx-lowbit"].read_bytes())
+
+    monkeypatch.setattr(LowBitOnnxFormat, "_save", copied)  # which takes seconds
+    with pytest.raises(
+        ExportError, match=r"not all bits are real \('deep', 4 bits: there is no 4-bit conv.*has 2, 4 and 8"
+    ):
+        export(
+            made["net"],
+            INPUTS,
+            tmp_path / "out",
+            formats=["onnx-lowbit"],
+            manifest={},
+            quantized=made["layers"],
+            real_only=True,
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_network_without_bits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"onnx-lowbit format needs a quantised subnetwork.*QuantizedSpace"):
         export(nn.Linear(2, 2).eval(), (torch.zeros(1, 2),), tmp_path / "out", formats=["onnx-lowbit"], manifest={})
