@@ -6,7 +6,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ __all__ = ["StoreUnavailableError", "database_url", "open_storage", "reaching"]
 
 _CONNECT_S = 30
 _SQLITE_S = 60
+_LAST_TABLE = "alembic_version"  # of those that Optuna creates
 _ADVISORY_LOCK = 0x6E6173  # any number, the same in every process
 _GRPC_PORT = 13000
 _POSTGRES_PORT = 5432
@@ -119,29 +120,29 @@ def _database(url: str) -> BaseStorage:
     elif url.startswith("postgresql"):
         limit = "timeout" if "+pg8000" in url else "connect_timeout"
         options = {"connect_args": {limit: _CONNECT_S}, "pool_pre_ping": True}
-    with _creating(url, options):
-        backend = RDBStorage(url, engine_kwargs=options)
+    with _creating(url, options) as there:
+        backend = RDBStorage(url, engine_kwargs=options, skip_table_creation=there)
     storage = get_storage(backend)
     _when_gone(storage, backend.engine.dispose)
     return storage
 
 
 @contextmanager
-def _creating(url: str, options: Mapping[str, Any]) -> Iterator[None]:
-    """Hold the right to create tables: a lock of PostgreSQL, a lock file beside a database file, else nothing."""
-    from sqlalchemy import NullPool, create_engine, func, make_url, select
+def _creating(url: str, options: Mapping[str, Any]) -> Iterator[bool]:
+    """Yield whether the tables are there; if not, with the right to create them.
+
+    That right is a lock of PostgreSQL, or a lock file beside a database file; other databases have neither.
+    """
+    from sqlalchemy import NullPool, create_engine, func, inspect, make_url, select
 
     place = make_url(url)
-    if place.get_backend_name() == "postgresql":
-        engine = create_engine(url, connect_args=options["connect_args"], poolclass=NullPool)
-        with engine.connect() as connection:
+    file = place.get_backend_name() == "sqlite" and place.database not in (None, "", ":memory:")
+    engine = create_engine(url, connect_args=options.get("connect_args", {}), poolclass=NullPool)
+    with FileLock(f"{place.database}.lock") if file else nullcontext(), engine.connect() as connection:
+        there = inspect(connection).has_table(_LAST_TABLE)
+        if not there and place.get_backend_name() == "postgresql":
             connection.execute(select(func.pg_advisory_lock(_ADVISORY_LOCK)))
-            yield
-    elif place.get_backend_name() == "sqlite" and place.database and place.database != ":memory:":
-        with FileLock(f"{place.database}.lock"):
-            yield
-    else:
-        yield
+        yield there
 
 
 def _when_gone(storage: BaseStorage, close: Callable[[], object]) -> None:
