@@ -104,8 +104,8 @@ class LowBitOnnxFormat(Format):
         short = [f"{name!r}, {made.bits} bits: {made.reason}" for name, made in deployed.items() if made.reason]
         if short and self.real_only:
             raise ValueError(
-                f"not all bits are real ({'; '.join(short)}); ONNX Runtime has 2, 4 and 8 bits for linear layers and 1x1"
-                " convolutions, and 8 bits for other convolutions whose inputs and outputs are quantised"
+                f"not all bits are real ({'; '.join(short)}); ONNX Runtime has 2, 4 and 8 bits for linear layers and "
+                "1x1 convolutions, and 8 bits for other convolutions whose inputs and outputs are quantised"
             )
         return {"layers": {name: made.record() for name, made in deployed.items()}}
 

@@ -36,6 +36,8 @@ FENCES: Mapping[str, tuple[str, ...]] = {
         "nas/controllers/optuna.py",
     ),
     "ray": ("trials/ray_executor.py",),
+    "onnx": ("supernets/formats.py", "supernets/lowbit*.py", "nas/operators.py"),
+    "onnxruntime": ("supernets/formats.py", "supernets/lowbit*.py", "nas/runtime.py"),
     "nni": ("nas/controllers/nni*.py", "nas/nni_*.py"),
     "torch_geometric": ("nas/data/planetoid.py",),
     "fastapi": ("nas/service/*.py",),
