@@ -19,6 +19,7 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+LEAN = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "OMP_NUM_THREADS": "1"}
 PREPARE = """
 import json, sys
 from pathlib import Path
@@ -28,15 +29,26 @@ from trials import Tracker
 
 database, port = sys.argv[1:]
 torch.set_num_threads(1)
+tracker = Tracker(database, "small")
+assert tracker.experiment_id  # the tables are made, by one process alone
+Path("tables").touch()
 assert main(["fit", "-c", "small.yaml"]) == 0
 assert main(["search", "-c", "small.yaml", "--ckpt_path", "models:/small-supernet@champion"]) == 0
-tracker = Tracker(database, "small")
 (parent,) = tracker.runs({"nas.kind": "search"})
 children = tracker.runs({"nas.kind": "trial", "mlflow.parentRunId": parent.run_id})
 facts = {"experiment_id": tracker.experiment_id, "parent": parent.run_id, "children": [run.run_id for run in children]}
 Path("facts.part").write_text(json.dumps(facts))
 Path("facts.part").rename("facts.json")
 main(["serve", "small=runs/small/fit-1/supernet", "--port", port, "--reload", "60"])
+"""
+
+SERVE = """
+import os, sys, time
+from pathlib import Path
+
+while not Path("tables").exists():
+    time.sleep(0.02)
+os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *sys.argv[1:]])
 """
 
 
@@ -64,7 +76,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def running(command: list[str], folder: Path, log: str) -> Iterator[Callable[[str], None]]:
     """Run a process until the block ends; yield what waits for its answer, or for a file that it writes."""
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **LEAN}
     with (folder / log).open("wb") as stream:
         process = subprocess.Popen(command, cwd=folder, stdout=stream, stderr=stream, env=environment)
 
@@ -108,7 +120,7 @@ def preparing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[],
     ports = [free_port(), free_port()]
     address, service = (f"http://127.0.0.1:{port}" for port in ports)
     server = [
-        *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database),
+        *(sys.executable, "-c", SERVE, "--backend-store-uri", database),
         *("--host", "127.0.0.1", "--port", str(ports[0]), "--workers", "1"),
     ]
     work = [sys.executable, "-c", PREPARE, database, str(ports[1])]
