@@ -16,6 +16,7 @@ import statistics
 import time
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from benchmarks import Result
 from benchmarks._bit_toy import allocated, searched
@@ -64,8 +65,7 @@ def additivity(measured: RateDistortion, count: int) -> tuple[float, float]:
         options = [int(random.integers(len(row))) for row in measured.options]
         pairs.append((table.selection(options).distortion, measured.measure(measured.architecture(options))))
     sums, wholes = (np.array(column) for column in zip(*pairs, strict=True))
-    ranks = [np.argsort(np.argsort(column)) for column in (sums, wholes)]
-    return float(np.corrcoef(*ranks)[0, 1]), float(np.median(wholes / sums))
+    return float(spearmanr(sums, wholes).statistic), float(np.median(wholes / sums))
 
 
 def random_within(

@@ -7,6 +7,8 @@ quantiser of weights and its gates, and a convolutional network at 50 random set
 subnetwork of the same bits.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -52,7 +54,7 @@ def through_quantizer(count: int) -> float:
     for _ in range(5):
         gates = torch.rand(2, generator=generator, dtype=torch.float64)
         expected = found[2] + gates[0] * (found[4] - found[2] + gates[1] * (found[8] - found[4]))
-        mixed = superposed([lambda b=bits: quantizer(weight, b, scale) for bits in BITS], shares(gates))
+        mixed = superposed([partial(quantizer, weight, bits, scale) for bits in BITS], shares(gates))
         worst = max(worst, float((mixed - scale * (2 * expected - 1)).abs().max()))
     return worst
 

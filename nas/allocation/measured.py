@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -162,7 +163,9 @@ class RateDistortion:
             for name, rows in costs.items():
                 rows.append([self.meter(a)[name] - base[name] for a in alone])
         return RateDistortionTable(
-            tuple(distortion), {name: tuple(rows) for name, rows in costs.items()}, fixed=dict(base)
+            tuple(np.array(row) for row in distortion),
+            {name: tuple(np.array(row) for row in rows) for name, rows in costs.items()},
+            fixed=dict(base),
         )
 
     def allocate(self, budgets: Mapping[str, float], *, rounds: int = 1) -> Allocated:
