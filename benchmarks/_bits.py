@@ -71,7 +71,7 @@ def quantized(trained: Supernet, data: ImageData, *, quantizer: WeightQuantizer,
     assert isinstance(source, QuantizedWeights)
     source.wrapped.load_state_dict(trained.source.state_dict())
     fit_scales(source, given.largest(), [trained.task.inputs(batch) for batch in calibration_batches(data, 4)])
-    return supernet.eval()
+    return supernet
 
 
 def accuracy(supernet: Supernet, architecture: Architecture, data: ImageData, batches: Sequence[Any]) -> float:
