@@ -73,9 +73,8 @@ def free_port() -> int:
         return port
 
 
-@contextlib.contextmanager
-def running(command: list[str], folder: Path, log: str) -> Iterator[Callable[[str], None]]:
-    """Run a process until the block ends; yield what waits for its answer, or for a file that it writes."""
+def begin(command: list[str], folder: Path, log: str) -> tuple["subprocess.Popen[bytes]", Callable[[str], None]]:
+    """Begin a process; return it, and what waits for its answer or for a file that it writes."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **LEAN}
     with (folder / log).open("wb") as stream:
         process = subprocess.Popen(command, cwd=folder, stdout=stream, stderr=stream, env=environment)
@@ -93,22 +92,23 @@ def running(command: list[str], folder: Path, log: str) -> Iterator[Callable[[st
             assert time.monotonic() < deadline, f"no {sign} within 300 s"
             time.sleep(0.05)
 
-    try:
-        yield wait
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
+    return process, wait
 
 
 @dataclass(frozen=True)
 class Site:
-    """A running MLflow with one search in it, and a service of its supernet."""
+    """A running MLflow with one search in it, and a service of its supernet, which begins to load then.
+
+    Attributes:
+        wait: for an answer of the service.
+    """
 
     address: str
     service: str
     experiment_id: str
     parent: str
     children: tuple[str, ...]
+    wait: Callable[[str], None]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -124,23 +124,26 @@ def preparing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[],
         *("--host", "127.0.0.1", "--port", str(ports[0]), "--workers", "1"),
     ]
     work = [sys.executable, "-c", PREPARE, database, str(ports[1])]
-    with contextlib.ExitStack() as stack:
-        worked = stack.enter_context(running(work, folder, "work.log"))
-        served = stack.enter_context(running(server, folder, "server.log"))
+    (working, worked), (serving, served) = begin(work, folder, "work.log"), begin(server, folder, "server.log")
 
-        def ready() -> Site:
-            worked("facts.json")
-            served(f"{address}/health")
-            worked(f"{service}/readyz")
-            facts = json.loads((folder / "facts.json").read_text())
-            return Site(address, service, facts["experiment_id"], facts["parent"], tuple(facts["children"]))
+    def ready() -> Site:
+        worked("facts.json")
+        served(f"{address}/health")
+        facts = json.loads((folder / "facts.json").read_text())
+        return Site(address, service, facts["experiment_id"], facts["parent"], tuple(facts["children"]), worked)
 
+    try:
         yield ready
+    finally:
+        for process in (working, serving):
+            process.terminate()
+        for process in (working, serving):
+            process.wait(timeout=60)
 
 
 @pytest.fixture(scope="session")
 def site(preparing: Callable[[], Site]) -> Site:
-    """Wait for MLflow and the service."""
+    """Wait for the search and for MLflow."""
     return preparing()
 
 

@@ -10,6 +10,12 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 SIZE = (1240, 1400)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def loaded(site: Any) -> None:
+    """Wait until the service can answer."""
+    site.wait(f"{site.service}/readyz")
+
+
 def unfold(page: Any, method: str, path: str) -> str:
     """Unfold a route and return what selects it."""
     mark = f"{method} {path}"
