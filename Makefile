@@ -15,7 +15,7 @@ help:
 	@echo "make env    create .venv with everything the tests and benchmarks need"
 	@echo "make demo   run 'nas quickstart': train, search and export on the embedded digits"
 	@echo "make test   formatting, lint, types and the default tests, test-ray, and test-browser where there is Chromium"
-	@echo "make test-browser  report and MLflow pages in Chromium; photographs in runs/photographs"
+	@echo "make test-browser  pages of report, service and MLflow in Chromium; photographs in runs/photographs"
 	@echo "make test-ray  evaluations on a Ray cluster of two nodes on this machine"
 	@echo "make lint   formatting, lint and types"
 	@echo "make bench  every benchmark, minutes to hours"
@@ -43,7 +43,7 @@ test: lint
 	$(BIN)/pytest -q -n 2 --dist worksteal
 	@$(MAKE) --no-print-directory test-ray
 	@if $(BIN)/python -P tests/browser/chromium.py; then $(MAKE) --no-print-directory test-browser; \
-	  else echo "=== NOT TESTED: the report and the MLflow pages in a browser (make test-browser)"; fi
+	  else echo "=== NOT TESTED: the pages of report, service and MLflow in a browser (make test-browser)"; fi
 
 test-browser: env
 	$(BIN)/pytest -q -m browser tests/browser
