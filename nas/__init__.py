@@ -28,6 +28,7 @@ _HOMES = {
     "nas.effects": ("Effect", "InputNoise", "WeightPenalty"),
     "nas.evaluation": ("Evaluate", "Screen"),
     "nas.expected": ("ExpectedMACs",),
+    "nas.fidelities": ("Rungs",),
     "nas.generation": ("open_weight_maker",),
     "nas.latency": ("Latency",),
     "nas.latency_table": ("LatencyTable", "make_latency_table"),
@@ -43,8 +44,10 @@ _HOMES = {
     "nas.service.client": ("Client", "ServiceError"),
     "nas.settings": ("RayCluster", "SearchSettings", "open_search"),
     "nas.standalone": ("Recipe",),
+    "nas.stopping": ("NoImprovement", "Stopping"),
     "nas.tabular": ("TableData", "TableScore", "TabularObjective"),
     "nas.trust": ("TrustGate", "UntrustedError"),
+    "nas.warm_start": ("WarmStart",),
     "nas.zoo_diffusion": ("ZooDiffusion",),
 }
 _LATER = {name: home for home, names in _HOMES.items() for name in names}

@@ -1,8 +1,9 @@
 """Objectives: what one architecture is worth, measured on data."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -69,6 +70,18 @@ class Objective(ABC):
         """
         del objectives, limits
 
+    def at(self, fidelity: float) -> "Objective":
+        """Return this objective at a share of its cost, for the rungs of a search.
+
+        Raises:
+            ValueError: it cannot be made cheaper.
+        """
+        del fidelity
+        raise ValueError(
+            f"search.rungs: {type(self).__name__} has no cheaper evaluation; leave rungs out, or use an objective that "
+            "has: nas.FromScratch, nas.WeightSharing"
+        )
+
     @abstractmethod
     def __call__(self, architecture: Architecture, *, seed: int) -> Evaluation:
         """Evaluate ``architecture``; an exception makes the trial FAILED."""
@@ -90,9 +103,10 @@ class WeightSharing(Objective):
         split: ``"val"`` or ``"test"``; search on ``"val"``, so that the test split stays unseen.
         calibration: training batches for batch-norm statistics; default what the supernet says.
         confidence: measures calibration errors too, see :class:`nas.Confidence`; not by default.
+        fraction: of the batches of the split that are scored, evenly spaced.
 
     Raises:
-        ValueError: unknown split, or ``confidence`` for a task without classes.
+        ValueError: unknown split, ``confidence`` for a task without classes, or ``fraction`` outside (0, 1].
     """
 
     inherits = True
@@ -105,7 +119,10 @@ class WeightSharing(Objective):
         split: Literal["val", "test"] = "val",
         calibration: int | None = None,
         confidence: Confidence | None = None,
+        fraction: float = 1.0,
     ) -> None:
+        if not 0 < fraction <= 1:
+            raise ValueError(f"WeightSharing.fraction must be above 0 and at most 1, got {fraction}")
         if split not in ("val", "test"):
             raise ValueError(f"WeightSharing.split must be 'val' or 'test', got {split!r}")
         if calibration is not None and calibration < 1:
@@ -117,6 +134,7 @@ class WeightSharing(Objective):
         self.split = split
         self.calibration = calibration
         self.confidence = confidence
+        self.fraction = fraction
         self.metrics = _metrics(supernet.task, confidence)
         self._batches: tuple[list[Any], list[Any]] | None = None
         self._fitting: list[Any] | None = None
@@ -128,8 +146,24 @@ class WeightSharing(Objective):
             prepare(self.data)
             count = self.supernet.calibration if self.calibration is None else self.calibration
             loader = self.data.val_dataloader() if self.split == "val" else self.data.test_dataloader()
-            self._batches = self._moved(calibration_batches(self.data, count)), self._moved(loader)
+            self._batches = self._moved(calibration_batches(self.data, count)), self._moved(self._some(loader))
         return self._batches
+
+    def _some(self, loader: Iterable[Any]) -> list[Any]:
+        batches = list(loader)
+        count = max(1, math.ceil(self.fraction * len(batches)))
+        return [batches[place * len(batches) // count] for place in range(count if batches else 0)]
+
+    def at(self, fidelity: float) -> "WeightSharing":
+        """Return the score on a share of the batches."""
+        return WeightSharing(
+            self.supernet,
+            self.data,
+            split=self.split,
+            calibration=self.calibration,
+            confidence=self.confidence,
+            fraction=fidelity * self.fraction,
+        )
 
     def _moved(self, batches: Iterable[Any]) -> list[Any]:
         device = self.supernet.source.device
@@ -174,9 +208,10 @@ class WeightSharing(Objective):
         return self._version
 
     def identity(self) -> str:
-        """Return the digest of the weights, the split, the calibration and how confidence is measured."""
+        """Return the digest of the weights, the split, the calibration, and what else is not usual."""
         parts = ["shared", self.version, self.split, str(self.calibration or self.supernet.calibration)]
-        return ":".join([*parts, *([self.confidence.identity()] if self.confidence else [])])
+        part = [] if self.fraction == 1 else [f"{self.fraction:g} of the batches"]
+        return ":".join([*parts, *part, *([self.confidence.identity()] if self.confidence else [])])
 
     def check(self, objectives: Sequence[Metric], limits: Sequence[Limit]) -> None:
         """Refuse calibration errors without anything that says how often the network is right."""
@@ -239,6 +274,11 @@ class FromScratch(Objective):
     def identity(self) -> str:
         """Return the number of steps and the split."""
         return f"scratch:{self.recipe.steps}:{self.split}:{self.calibration}"
+
+    def at(self, fidelity: float) -> "FromScratch":
+        """Return the score after a share of the steps, with the whole schedule on them."""
+        recipe = replace(self.recipe, steps=max(1, round(fidelity * self.recipe.steps)))
+        return FromScratch(self.supernet, self.data, recipe=recipe, split=self.split, calibration=self.calibration)
 
     def __call__(self, architecture: Architecture, *, seed: int) -> Evaluation:
         """Initialise, train and score ``architecture``, reproducibly from ``seed``."""

@@ -11,6 +11,7 @@ import torch
 from nas.controllers.base import Controller, Problem
 from nas.evaluation import Job, Screen
 from nas.sampling import UnsatisfiableError, sample_within
+from nas.stopping import Stopping
 from search_spaces import Architecture, InvalidArchitectureError, derive_seed
 from trials import Executor, Outcome, Trial, TrialState, non_dominated
 from trials.store import TrialStore
@@ -41,7 +42,8 @@ class SearchResult:
     Attributes:
         trials: every trial of the study, by number.
         front: the Pareto front among them.
-        reason: ``"budget"``, ``"exhausted"`` (the space has no more) or ``"interrupted"``.
+        reason: ``"budget"``, ``"exhausted"`` (the space has no more), ``"converged"`` (no improvement is expected) or
+            ``"interrupted"``.
     """
 
     trials: tuple[Trial, ...]
@@ -65,6 +67,7 @@ class Search:
         executor: runs :class:`nas.evaluation.Evaluate`.
         progress: called after every finished evaluation with all trials so far.
         seeds: architectures to begin before the controller is asked, those that the study holds already excepted.
+        stopping: ends the search before its budget.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Search:
         executor: Executor[Job, Outcome],
         progress: Callable[[Sequence[Trial]], None] | None = None,
         seeds: Sequence[Architecture] = (),
+        stopping: Stopping | None = None,
     ) -> None:
         self.problem = problem
         self.controller = controller
@@ -85,6 +89,7 @@ class Search:
         self.executor = executor
         self.progress = progress
         self.seeds = tuple(seeds)
+        self.stopping = stopping
         self._planting = deque(self.seeds)
         self._told: dict[int, TrialState] = {}
         self._retries: deque[Architecture] = deque()
@@ -104,6 +109,9 @@ class Search:
         reason = "budget"
         try:
             while reason == "budget" and self._sync() < budget:
+                if self._converged():
+                    reason = "converged"
+                    break
                 self._retries.extend(self._interrupted())
                 proposals = self._proposals()
                 reason = "exhausted" if not self._evaluate(running, proposals, budget) else "budget"
@@ -137,14 +145,17 @@ class Search:
         self._spent = {trial.arch_id for trial in self.store.trials() if self._counts(trial)}
         return len(self._spent)
 
+    def _converged(self) -> bool:
+        return self.stopping is not None and self.stopping(self.problem, self.store.trials())
+
     def _counts(self, trial: Trial) -> bool:
         """Whether a trial counts against the budget: it is evaluated, or being evaluated, by whatever process."""
         objectives = {metric.name for metric in self.problem.objectives} - set(self.screen.metrics)
         return trial.state is not TrialState.INFEASIBLE or bool(objectives & trial.measurements.keys())
 
     def _fill(self, running: dict[int, tuple[Trial, Job]], proposals: Iterator[Architecture], budget: int) -> bool:
-        """Start evaluations until the executor or the budget is full; False when the space has no more."""
-        while len(running) < self.executor.slots and len(self._spent) < budget:
+        """Start evaluations until executor or budget are full or the search may end; False: the space has no more."""
+        while len(running) < self.executor.slots and len(self._spent) < budget and not self._converged():
             architecture = next(proposals, None)
             if architecture is None:
                 return False

@@ -12,11 +12,14 @@ import torch
 from nas.controllers import Controller, EvolutionController, Problem
 from nas.costs import Cost, MACs, Parameters
 from nas.evaluation import Evaluate, Job, Screen
+from nas.fidelities import Rungs
 from nas.objectives import Objective, WeightSharing
 from nas.sampling import sample_within
 from nas.search import Search
 from nas.seeds import Planting, Seeds
+from nas.stopping import Stopping
 from nas.trust import TrustGate
+from nas.warm_start import WarmStart, told_first
 from search_spaces import SearchSpace
 from supernets import Supernet
 from trials import (
@@ -74,6 +77,10 @@ class SearchSettings:
         trust: what weights that a hypernetwork generates must show before their scores may rank; see
             :class:`nas.TrustGate`.
         seeds: architectures to evaluate before the controller is asked, as ordinary trials; see :class:`nas.Seeds`.
+        warm_start: finished studies of the same space and objectives that the controller learns from first; see
+            :class:`nas.WarmStart`.
+        rungs: cheap evaluations of more architectures before, of which the best are promoted; see :class:`nas.Rungs`.
+        stopping: ends the search before its budget; see :class:`nas.NoImprovement`.
         workers: evaluating processes; 0 evaluates in this one.
         executor: where those processes run: on this machine, or on a Ray cluster.
         ray: the cluster, for ``executor: ray``.
@@ -92,6 +99,9 @@ class SearchSettings:
     objective: Callable[[Supernet, L.LightningDataModule], Objective] = WeightSharing
     trust: TrustGate = field(default_factory=TrustGate)
     seeds: Sequence[Seeds] = ()
+    warm_start: Sequence[WarmStart] = ()
+    rungs: Rungs | None = None
+    stopping: Stopping | None = None
     workers: int = 0
     executor: Literal["process", "ray"] = "process"
     ray: RayCluster = field(default_factory=RayCluster)
@@ -163,8 +173,8 @@ def open_search(
     Raises:
         UnsatisfiableError: no architecture can meet the limits on costs.
         StudyMismatchError: the study exists and asks another question.
-        ValueError: an objective or a limit names nothing that is measured, a seed is not of the space, or the
-            objective refuses what is sought.
+        ValueError: an objective or a limit names nothing that is measured, a seed is not of the space, a
+            study of the warm start cannot be learnt from, or the objective refuses what is sought.
         UntrainedError: the supernet has trained one architecture only.
         UntrustedError: its weights are generated, and ``settings.trust`` refuses them.
     """
@@ -194,13 +204,22 @@ def open_search(
         subject=objective.identity(),
     )
     evaluate = Evaluate(objective, problem.limits)
+    told = told_first(settings.warm_start, problem)
     planting = Planting(settings.seeds, problem, supernet, data, study=settings.study, storage=settings.storage)
     with TrialStore(settings.storage, spec, runs=runs) as store:
         seeds = planting.keep(store)
         with _executor(evaluate, settings, store) as executor:
             controller = settings.controller(problem)
+            controller.tell(told)
             yield Search(
-                problem, controller, screen=screen, store=store, executor=executor, progress=progress, seeds=seeds
+                problem,
+                controller,
+                screen=screen,
+                store=store,
+                executor=executor,
+                progress=progress,
+                seeds=seeds,
+                stopping=settings.stopping,
             )
 
 

@@ -196,6 +196,7 @@ def _announce(result: SearchResult, objectives: Sequence[Metric], settings: Sear
     ending = {
         "budget": f"search.trials={settings.trials} evaluations done",
         "exhausted": "the space has no more architectures",
+        "converged": "no improvement is expected any more, says search.stopping",
         "interrupted": "interrupted, nothing is lost",
     }[result.reason]
     print(f"[search] study {settings.study}: {ending} ({counts or 'no trials'})")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import lightning as L
 
 from nas.addresses import Located, locate
+from nas.rungs import stages
 from nas.search import SearchResult
 from nas.settings import SearchSettings
 from nas.studies import run_study
@@ -126,7 +127,8 @@ class NASTrainer(L.Trainer):
     ) -> SearchResult:
         """Search the subnetworks of a trained supernet.
 
-        Running a study again continues it.
+        Running a study again continues it. With ``settings.rungs`` each rung is a study of its own, and the result is
+        that of the last one.
 
         Args:
             model: the supernet, or what a checkpoint is checked against; left out, the checkpoint says.
@@ -152,13 +154,17 @@ class NASTrainer(L.Trainer):
             raise ValueError("search needs --ckpt_path, or both a model and data in the configuration")
         if settings.workers == 0:
             supernet.to(self.strategy.root_device)
-        return run_study(
-            supernet.eval(),
-            data,
-            settings,
-            tracking=tracking,
-            origin=located,
-            command=command,
-            config=config,
-            report=report,
-        )
+        for stage in stages(settings):
+            result = run_study(
+                supernet.eval(),
+                data,
+                stage,
+                tracking=tracking,
+                origin=located,
+                command=command,
+                config=config,
+                report=report,
+            )
+            if result.reason == "interrupted":
+                break
+        return result
