@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -156,6 +156,9 @@ class GraphNetwork(nn.Module):
         dropout: share of the inputs of every block that is dropped in training.
         depths: candidates for the number of hidden blocks.
     """
+
+    open_dims: ClassVar[tuple[Mapping[int, str], ...]] = ({0: "nodes"}, {1: "edges"})
+    """Dimensions of the inputs that may have any size in an exported file."""
 
     def __init__(
         self, plans: Sequence[BlockPlan], in_features: int, *, scores: int, dropout: float, depths: tuple[int, ...]

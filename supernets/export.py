@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from supernets.calibration import uncalibrated
 from supernets.deployment import QuantizedLayer
 from supernets.formats import Format, file_format
+from supernets.open_dims import described, open_dims, resized
 
 __all__ = ["MANIFEST", "ExportError", "Exported", "export"]
 
@@ -91,7 +92,7 @@ def export(
     target = Path(folder)
     chosen = _formats(formats, quantized, real_only=real_only)
     _check_module(module, allow_uncalibrated=allow_uncalibrated)
-    probes = _probes(inputs)
+    probes = _probes(module, inputs)
     expected = [_run(reference or module, probe) for probe in probes]
     if not all(bool(tensor.isfinite().all()) for outputs in expected for tensor in outputs):
         raise ExportError("the module must give finite outputs on its example inputs, got nan or inf; has it trained?")
@@ -160,22 +161,18 @@ def _check_module(module: nn.Module, *, allow_uncalibrated: bool) -> None:
         )
 
 
-def _probes(inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def _probes(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Return the inputs as given, and others of a larger batch: random numbers, or rows again where integers."""
-    sizes = {tensor.shape[0] if tensor.ndim else 0 for tensor in inputs}
-    if len(sizes) != 1 or 0 in sizes:
+    sizes: dict[str, set[int]] = {}
+    for tensor, dims in zip(inputs, open_dims(module, inputs), strict=True):
+        for dim, name in dims.items():
+            sizes.setdefault(name, set()).add(tensor.shape[dim] if tensor.ndim > dim else 0)
+    if not sizes or any(len(found) != 1 or 0 in found for found in sizes.values()):
         raise ExportError(
             "inputs must be at least one tensor, all with the same non-empty batch dimension first, got shapes "
             f"{[tuple(tensor.shape) for tensor in inputs]}"
         )
-    size = sizes.pop()
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.arange(size + 2) % size
-    larger = tuple(
-        torch.randn((size + 2, *t.shape[1:]), generator=generator, dtype=t.dtype) if t.is_floating_point() else t[rows]
-        for t in inputs
-    )
-    return inputs, larger
+    return inputs, resized(module, inputs)
 
 
 def _tensors(outputs: Any) -> Iterator[Tensor]:
@@ -201,7 +198,10 @@ def _record(module: nn.Module, inputs: tuple[Tensor, ...], manifest: Mapping[str
         "format_version": FORMAT_VERSION,
         "module": f"{kind.__module__}.{kind.__qualname__}",
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
-        "inputs": [{"shape": ["batch", *t.shape[1:]], "dtype": str(t.dtype).removeprefix("torch.")} for t in inputs],
+        "inputs": [
+            {"shape": shape, "dtype": str(tensor.dtype).removeprefix("torch.")}
+            for tensor, shape in zip(inputs, described(module, inputs), strict=True)
+        ],
     }
     clash = sorted((own.keys() | {"files", "versions"}) & manifest.keys())
     if clash:

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from supernets.open_dims import open_dims
+
 __all__ = ["Format", "Loaded", "quiet", "require_onnx", "traced"]
 
 
@@ -88,8 +90,10 @@ def quiet() -> Iterator[None]:
 
 def traced(module: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
     """Return the traced module, its batch size left open and without the source paths of this machine."""
-    batch = torch.export.Dim("batch")
-    program = torch.export.export(module, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
+    dims = open_dims(module, inputs)
+    named = {name: torch.export.Dim(name) for each in dims for name in each.values()}
+    shapes = tuple({dim: named[name] for dim, name in each.items()} for each in dims)
+    program = torch.export.export(module, inputs, dynamic_shapes=shapes)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program

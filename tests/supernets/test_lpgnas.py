@@ -1,5 +1,6 @@
 """Operations and bits of graph networks under gradients, and the task of classifying nodes."""
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -23,6 +24,7 @@ from supernets import (
     SoftTargets,
     SPOSSampler,
     Supernet,
+    export,
 )
 from supernets.expected import Expectation
 from supernets.held_out import HeldOut
@@ -249,6 +251,16 @@ def test_the_search_learns_finds_and_is_restored() -> None:
     other.prepare(supernet.space, supernet.source, seed=1)
     other.restore(rule.learned())
     assert other.selected() == found
+
+
+def test_a_graph_network_leaves_for_any_graph(tmp_path: Path) -> None:
+    made = space(widths=(4,), attentions=("cos",), weight_bits=(4,), activation_bits=(8,))
+    module = Supernet(made, NodeClassification(CLASSES)).extract(made.largest())
+    exported = export(module, made.inputs(made.largest(), 2), tmp_path / "out", formats=["pt2"], manifest={})
+    features, edges, _, _ = Nodes().batch(0, 1)
+    program = torch.export.load(exported.files["pt2"]).module()
+    torch.testing.assert_close(program(features.to_dense(), edges), module(features, edges), atol=1e-5, rtol=1e-5)
+    assert [given["shape"] for given in exported.manifest["inputs"]] == [["nodes", FEATURES], [2, "edges"]]
 
 
 def test_one_graph_is_never_split() -> None:
