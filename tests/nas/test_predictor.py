@@ -250,4 +250,4 @@ def test_cells_that_are_one_function_have_the_same_paths():
         operations = dict(zip(EDGES, cell, strict=True))
         counts = found.setdefault(expression(operations, "function"), paths(operations))
         assert paths(operations) == counts
-    assert len({str(sorted(counts.items())) for counts in found.values()}) > 50
+    assert len({str(sorted(counts.items())) for counts in found.values()}) > 40
