@@ -1,9 +1,9 @@
 """Are low bits real in an exported file: the same outputs, the bytes of the cost model, and faster than fp32?
 
-Linear layers of 2, 4 and 8 bits on grids with zero (LSQ) and mid-rise (StatsQ, with the half-step correction), weights
-alone quantised, in a file and at both accuracy levels of the runtime's operator; convolutions W8A8 with batch norm, the
-outputs of the quantiser behind them counted in steps. Times are minima of runs in turns of the fp32 export and the
-low-bit export of the same network, one thread.
+Linear layers of 2, 4 and 8 bits out of quantised supernets, on grids with zero (LSQ) and mid-rise (StatsQ, with the
+half-step correction), weights alone quantised, at both accuracy levels of the runtime's operator; convolutions W8A8
+with batch norm, the outputs of the quantiser behind them counted in steps. Times are minima of runs in turns of the
+fp32 export and the low-bit export of the same network, one thread.
 """
 
 import copy
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks import Result
 from nas.costs import ModelSize, measure
 from nas.runtime import fingerprint, time_models
-from search_spaces import InputQuantizer, MLPSpace, QuantizedSpace
+from search_spaces import FactorySpace, InputQuantizer, QuantizedSpace
 from search_spaces.quantizer import quantize_input
 from supernets import QuantizedWeights
 from supernets.deployment import max_abs_layers, quantized_layers
@@ -31,6 +31,18 @@ from supernets.quantizers import LSQ, StatsQ, WeightQuantizer
 ERROR = {0: 1e-5, 4: 1e-2}
 SIZE, OFF, SPEED = 0.05, 1e-3, 1.5
 SHAPES = ((64, 32), (128, 16), (256, 8))
+
+
+class Dense(nn.Module):
+    """One linear layer."""
+
+    def __init__(self, outputs: int = 512) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1024, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.linear(x)
+        return made
 
 
 class Convolution(nn.Module):
@@ -56,14 +68,14 @@ def run_file(source: str | bytes, x: Tensor) -> Tensor:
 
 
 def linear_row(bits: int, quantizer: WeightQuantizer, folder: Path, generator: torch.Generator) -> Mapping[str, object]:
-    """Errors and size of one exported perceptron with weights of ``bits`` bits."""
-    plain = MLPSpace(512, 256, widths=(512,), depths=(1,), batch_norm=False)
+    """Errors and size of one exported linear layer with weights of ``bits`` bits."""
+    plain = FactorySpace(Dense, {"outputs": [256, 512]}, input_shape=(1024,))
     space = QuantizedSpace(plain, weight_bits=(bits,), input_bits=None, ends=None)
     source = QuantizedWeights(space, quantizer=quantizer)
     architecture = space.largest()
     module = space.build(architecture).eval()
     module.load_state_dict(source(architecture))
-    x = torch.randn(16, 512, generator=generator)
+    x = torch.randn(16, 1024, generator=generator)
     path = folder / "linear.onnx"
     told = LowBitOnnxFormat(quantized_layers(source, architecture)).write(module, (x,), path, {})
     with torch.no_grad():
@@ -80,7 +92,7 @@ def linear_row(bits: int, quantizer: WeightQuantizer, folder: Path, generator: t
     real = all(layer["deploy"] == "real" for layer in told["layers"].values())
     passed = real and abs(size / promised - 1) <= SIZE and all(errors[level] <= ERROR[level] for level in ERROR)
     return {
-        "network": f"linear W{bits}, {type(quantizer).__name__}",
+        "network": f"linear 1024 > 512, W{bits}, {type(quantizer).__name__}",
         "layers": "real" if real else "not real",
         "error, level 0": f"{errors[0]:.1e}",
         "error, level 4": f"{errors[4]:.1e}",
