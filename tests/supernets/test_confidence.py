@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassCalibrationError
 from supernets import (
     Classification,
     LanguageModelling,
+    NodeClassification,
     SpeakerVerification,
     Translation,
     brier_score,
@@ -174,5 +175,9 @@ def test_every_task_with_classes_tells_its_decisions_token_by_token():
     assert torch.equal(told.logits[6], outputs[2, 0])
     told = Classification(6).decisions(outputs[:, 0], (None, torch.tensor([3, 1, 2])))
     assert (told.labels.tolist(), told.examples.tolist()) == ([3, 1, 2], [0, 1, 2])
+    mask = torch.tensor([True, False, True])
+    told = NodeClassification(6).decisions(outputs[:, 0], (None, None, torch.tensor([3, 1, 2]), mask))
+    assert (told.labels.tolist(), told.examples.tolist()) == ([3, 2], [0, 1])
+    assert torch.equal(told.logits, outputs[[0, 2], 0])
     with pytest.raises(TypeError, match="SpeakerVerification does not choose among classes"):
         SpeakerVerification().decisions(outputs, (tokens, tokens))
