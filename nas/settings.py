@@ -190,8 +190,8 @@ def open_search(
     facts = dict(metadata or {})
     if objective.inherits and supernet.source.generated:
         path = Path(runs) / settings.study / "report" / "trust.json"  # with the report it goes to MLflow
-        known = {metric.name for metric in objective.metrics}
-        ranked = next((m.name for m in problem.objectives if m.name in known), objective.metrics[0].name)
+        task = supernet.task  # whose metrics every way of scoring has
+        ranked = next((m.name for m in problem.objectives if m.name in task.quantities), task.headline)
         gate = settings.trust
         facts["trust"] = str(gate(supernet, data, objective, screen, metric=ranked, seed=settings.seed, path=path))
     spec = StudySpec(

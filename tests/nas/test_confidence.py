@@ -1,5 +1,6 @@
 """Calibration errors as measurements of a search: who is scored, who fits the temperature, and what is refused."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from hypernets import ChunkedHyperNetwork
 from nas import Confidence, SearchSettings, WeightSharing, open_search
 from search_spaces import FactorySpace, MLPSpace
-from supernets import Classification, SpeakerVerification, Supernet, fit_temperature, reliability
+from supernets import Classification, GeneratedWeights, SpeakerVerification, Supernet, fit_temperature, reliability
 from trials import StudyMismatchError
 
 NAMES = {
@@ -135,6 +137,26 @@ def test_it_is_an_objective_or_a_limit_beside_what_is_right(tmp_path: Path, obje
         result = search.run(2)
     assert [trial.state for trial in result.trials] == ["COMPLETE"] * 2
     assert all(0 <= trial.value("ece_scaled") <= 1 for trial in result.trials)
+
+
+def test_generated_weights_are_trusted_by_what_every_network_measures(tmp_path: Path):
+    asked = []
+
+    def gate(*given, metric, **more):
+        asked.append(metric)
+        return "trusted"
+
+    hypernet = functools.partial(ChunkedHyperNetwork, hidden=(4,), chunk=16)
+    source = functools.partial(GeneratedWeights, hypernet=hypernet)
+    net = Supernet(MLPSpace(3, 3, widths=(4, 8), depths=(1,)), Classification(3), source=source, calibration=2)
+    settings = SearchSettings(
+        storage=str(tmp_path / "studies.journal"),
+        objectives=["nll_scaled", "loss"],
+        objective=lambda net, data: WeightSharing(net, data, confidence=Confidence()),
+        trust=gate,
+    )
+    with open_search(net, Data(), settings, runs=str(tmp_path / "runs")):
+        assert asked == ["loss"]
 
 
 def test_a_study_has_one_temperature_split(tmp_path: Path):
