@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from nas.counting import layer_macs, operator_macs
-from search_spaces import FULL_PRECISION, Architecture, Candidate, SearchSpace, skeleton
+from search_spaces import FULL_PRECISION, Architecture, SearchSpace, skeleton
+from search_spaces.quantized_sites import representatives
 from trials import Direction, Metric
 
 __all__ = ["Cost", "CostMeter", "MACs", "ModelSize", "Parameters", "macs_of", "materialise", "measure"]
@@ -163,7 +164,7 @@ class MACs(Cost):
         self.device: Literal["meta", "cpu"] = "meta"
         self.method: Literal["layers", "operators"] = "layers"
         self.attends = False
-        for architecture in _representatives(space):
+        for architecture in representatives(space):
             layers, operators = self._both(architecture)
             if layers != operators and not self.attends:
                 self.attends = True
@@ -209,17 +210,6 @@ class MACs(Cost):
                 f"macs needs a network that runs on space.inputs(), got {type(error).__name__}: {error} "
                 f"for {dict(architecture)}; mend build() or inputs() of {type(self.space).__name__}"
             ) from error
-
-
-def _representatives(space: SearchSpace) -> list[Architecture]:
-    """Smallest, largest, and architectures that between them have every candidate of every categorical choice."""
-    categorical = [choice for choice in space.choices if choice.kind == "categorical"]
-    top = space.largest()
-    found = {space.smallest(): None, top: None}
-    for index in range(max((choice.size for choice in categorical), default=0)):
-        values: dict[str, Candidate] = {c.name: c.candidates[min(index, c.size - 1)] for c in categorical}
-        found[space.architecture({**top, **values})] = None
-    return list(found)
 
 
 def macs_of(space: SearchSpace) -> Callable[[Architecture], float]:

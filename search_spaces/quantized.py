@@ -34,7 +34,8 @@ class QuantizedSpace(SearchSpace):
     made, see ``supernets.QuantizedWeights``.
 
     Whether an input may be negative, which costs a bit, is found by running a few architectures with random weights.
-    Weights that are tied to others and layers that a fused kernel skips stay in full precision.
+    Weights that are tied to others and layers that a fused kernel skips stay in full precision, and so do layers that
+    need several choices at once and that no single change of the largest architecture brings about.
 
     Args:
         space: the wrapped space.

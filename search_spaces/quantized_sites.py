@@ -13,7 +13,7 @@ from search_spaces.choice import Candidate
 from search_spaces.skeleton import skeleton
 from search_spaces.space import SearchSpace
 
-__all__ = ["QuantizedSite", "find_sites", "quantizable"]
+__all__ = ["QuantizedSite", "find_sites", "quantizable", "representatives"]
 
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _EXAMPLES = 8
@@ -71,7 +71,7 @@ def _names(space: SearchSpace, architecture: Architecture) -> frozenset[str]:
 def _signs(space: SearchSpace, present: Mapping[Architecture, frozenset[str]]) -> dict[str, bool]:
     """Layer -> whether an input of it was negative, for the layers that were called."""
     found: dict[str, bool] = {}
-    for architecture in _representatives(space):
+    for architecture in representatives(space):
         _run(space, architecture, found)
     tried = set(found)
     for architecture, names in present.items():
@@ -81,7 +81,7 @@ def _signs(space: SearchSpace, present: Mapping[Architecture, frozenset[str]]) -
     return found
 
 
-def _representatives(space: SearchSpace) -> list[Architecture]:
+def representatives(space: SearchSpace) -> list[Architecture]:
     """Largest, smallest, and architectures that between them have every candidate of every categorical choice."""
     categorical = [choice for choice in space.choices if choice.kind == "categorical"]
     top = space.largest()

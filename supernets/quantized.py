@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
@@ -21,6 +22,7 @@ from search_spaces import (
     Slicer,
     TensorSlice,
 )
+from search_spaces.quantized_sites import representatives
 from search_spaces.quantizer import input_range
 from supernets.bit_gates import residual_metric
 from supernets.calibration import UncalibratedError
@@ -98,7 +100,7 @@ class QuantizedWeights(WeightSource):
     def _find_witnesses(self) -> dict[str, Architecture]:
         """Layer -> an architecture without bits that has it, the largest where possible."""
         space, found = self.quantized_space, dict[str, Architecture]()
-        for base in space.space.probes():
+        for base in itertools.chain(space.space.probes(), representatives(space.space)):
             missing = [site.name for site in space.sites if site.name not in found]
             if not missing:
                 break

@@ -12,7 +12,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from search_spaces import Architecture, ConvNetSpace, FactorySpace, MLPSpace, QuantizedSpace, SearchSpace, Stage
+from search_spaces import (
+    Architecture,
+    ConvNetSpace,
+    DARTSSpace,
+    FactorySpace,
+    MLPSpace,
+    QuantizedSpace,
+    SearchSpace,
+    Stage,
+)
 from search_spaces.quantizer import input_range
 from supernets import (
     LSQ,
@@ -229,6 +238,20 @@ def test_parameters_come_in_the_order_of_the_layers_in_every_process() -> None:
     layers = [site.name.replace(".", "/") for site in source.quantized_space.sites]
     for bank in (source.weight_scales, source.input_scales):
         assert list(dict.fromkeys(name.partition("@")[0] for name, _ in bank.named_parameters())) == layers
+
+
+def test_operations_that_no_single_choice_brings_about_have_scales_too() -> None:
+    cells = DARTSSpace(
+        3, in_channels=1, resolution=4, width=2, cells=3, nodes=2, operations=("skip_connect", "sep_conv_3x3")
+    )
+    space = QuantizedSpace(cells, groups={"body": ["*"]}, ends=None)
+    source = QuantizedWeights(space)
+    source.observe([(random_inputs(space, 4),)])
+    generator = torch.Generator().manual_seed(0)
+    for architecture in (space.sample(generator) for _ in range(5)):
+        quantised = {f"{layer}.weight" for layer in space.bitwidths(architecture)}
+        convolutions = {name for name, tensor in source(architecture).items() if tensor.ndim == 4}
+        assert convolutions <= quantised == source.codes(architecture).keys()
 
 
 def test_scales_are_trained_without_weight_decay() -> None:
