@@ -33,7 +33,7 @@ FOLDER = "planetoid/Cora"
 SEEDS = (0, 1, 2, 3, 4)
 STEPS, SEARCH, NAIVE = 150, 240, 120
 UNIFORM = ((32, 32), (4, 8), (4, 4))
-PRESSURES = (0.003, 0.01, 0.03)
+PRESSURES = (0.005, 0.02)
 SITES = ("features", "linear", "aggregation")
 
 
