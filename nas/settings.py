@@ -9,7 +9,7 @@ from typing import Literal
 import lightning as L
 import torch
 
-from nas.controllers import Controller, EvolutionController, Problem
+from nas.controllers import Controller, PredictorController, Problem
 from nas.costs import Cost, MACs, Parameters
 from nas.evaluation import Evaluate, Job, Screen
 from nas.fidelities import Rungs
@@ -95,7 +95,7 @@ class SearchSettings:
     objectives: Sequence[str] | None = None
     costs: Sequence[Callable[[SearchSpace], Cost]] = (Parameters, MACs)
     limits: Mapping[str, float] = field(default_factory=dict)
-    controller: Callable[[Problem], Controller] = EvolutionController
+    controller: Callable[[Problem], Controller] = PredictorController
     objective: Callable[[Supernet, L.LightningDataModule], Objective] = WeightSharing
     trust: TrustGate = field(default_factory=TrustGate)
     seeds: Sequence[Seeds] = ()

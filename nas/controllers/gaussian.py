@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, eigh
 from scipy.special import log_ndtr, ndtri
-from scipy.stats import rankdata
 
 __all__ = ["GaussianProcess", "Hyperparameters", "choose", "log_expected_improvement", "normal_scores"]
 
@@ -94,7 +93,9 @@ def normal_scores(values: Floats) -> Floats:
     Only the order of ``values`` matters, so a few networks that learn nothing do not drown the differences between
     good ones.
     """
-    return np.asarray(ndtri((rankdata(values) - 0.5) / len(values)))
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2
+    return np.asarray(ndtri((ranks[inverse.reshape(-1)] - 0.5) / len(values)))
 
 
 def log_expected_improvement(mean: Floats, deviation: Floats, best: float) -> Floats:
