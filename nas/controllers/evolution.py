@@ -1,5 +1,6 @@
 """Evolution: NSGA-II for any number of objectives, regularised evolution for one."""
 
+import heapq
 from collections.abc import Sequence
 from typing import Literal, final
 
@@ -93,15 +94,18 @@ class EvolutionController(Controller):
         """Return the architectures that parents are drawn from, best first."""
         if self._revision != self._history.revision:
             told = self._history.lessons()
+            size = self.population_size
             feasible = [item for item in told if item.violation == 0.0 and item.costs is not None]
-            others = sorted((item for item in told if item.violation > 0.0), key=lambda i: (i.violation, i.order))
             if self.method == "regularized":
-                feasible = feasible[-self.population_size :]
+                feasible = feasible[-size:]
             if len(self.problem.objectives) == 1:
-                best = sorted(feasible, key=lambda item: (item.costs, item.order))
+                best = heapq.nsmallest(size, feasible, key=lambda item: (item.costs, item.order))
             else:
                 best = self._best_fronts(feasible)
-            self._ranked = [item.architecture for item in (best + others)[: self.population_size]]
+            if len(best) < size:
+                others = (item for item in told if item.violation > 0.0)
+                best += heapq.nsmallest(size - len(best), others, key=lambda item: (item.violation, item.order))
+            self._ranked = [item.architecture for item in best[:size]]
             self._revision = self._history.revision
         return list(self._ranked)
 
@@ -109,14 +113,14 @@ class EvolutionController(Controller):
         """Peel non-dominated fronts until they fill the population."""
         best: list[Observation] = []
         directions = ("minimize",) * len(self.problem.objectives)
-        left = list(feasible)
-        while left and len(best) < self.population_size:
-            points = np.array([item.costs for item in left])
-            mask = non_dominated(points, directions)
-            distances = crowding_distance(points[mask])
-            front = [item for item, chosen in zip(left, mask, strict=True) if chosen]
-            best.extend(front[index] for index in np.argsort(-distances, kind="stable"))
-            left = [item for item, chosen in zip(left, mask, strict=True) if not chosen]
+        points = np.array([item.costs for item in feasible])
+        left = np.arange(len(feasible))
+        while len(left) and len(best) < self.population_size:
+            mask = non_dominated(points[left], directions)
+            front = left[mask]
+            distances = crowding_distance(points[front])
+            best.extend(feasible[front[index]] for index in np.argsort(-distances, kind="stable"))
+            left = left[~mask]
         return best
 
     def _draw(self, generator: torch.Generator) -> Architecture:

@@ -4,6 +4,7 @@ import bisect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
@@ -37,7 +38,7 @@ class Observation:
     margins: tuple[float, ...] | None = None
     pending: bool = False
 
-    @property
+    @cached_property
     def violation(self) -> float:
         """Total violation of the limits; 0 is feasible, infinity unknown."""
         return math.inf if self.margins is None else math.fsum(max(0.0, margin) for margin in self.margins)
