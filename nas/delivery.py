@@ -128,6 +128,8 @@ def describe_delivery(delivered: Delivered, supernet: Supernet, *, searched: Tri
     rows += [[name, amount(value, units.get(name, "1"))] for name, value in delivered.costs.items()]
     if searched is not None and headline in searched.measurements:
         rows.append([f"{headline}, validation, as searched", amount(searched.value(headline), unit)])
+    if searched is not None and "temperature" in searched.measurements:
+        rows.append(["divide its logits by (temperature)", f"{searched.value('temperature'):.4g}"])
     for split, label in (("val", "validation"), ("test", "test")):
         rows.append([f"{headline}, {label}, as exported", amount(delivered.scores[split][headline], unit)])
     known = supernet.task.quantities

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import lightning as L
@@ -11,9 +12,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hypernets import ChunkedHyperNetwork
 from nas import Confidence, SearchSettings, WeightSharing, open_search
+from nas.delivery import deliver, describe_delivery
 from search_spaces import FactorySpace, MLPSpace
 from supernets import Classification, GeneratedWeights, SpeakerVerification, Supernet, fit_temperature, reliability
-from trials import StudyMismatchError
+from trials import Measurement, StudyMismatchError, Trial, TrialState
 
 NAMES = {
     *("ece", "ece_adaptive", "nll", "brier", "temperature"),
@@ -157,6 +159,24 @@ def test_generated_weights_are_trusted_by_what_every_network_measures(tmp_path: 
     )
     with open_search(net, Data(), settings, runs=str(tmp_path / "runs")):
         assert asked == ["loss"]
+
+
+def test_what_is_handed_out_comes_with_its_temperature(tmp_path: Path):
+    net = supernet()
+    delivered = deliver(net, Data(), net.space.largest(), tmp_path / "best", formats=["safetensors"], overwrite=False)
+    measured = {"accuracy": Measurement(0.5, "fraction", "maximize"), "temperature": Measurement(1.25, "1", "minimize")}
+    largest = net.space.largest()
+    trial = Trial(
+        number=0,
+        architecture=dict(largest),
+        arch_id=largest.arch_id,
+        state=TrialState.COMPLETE,
+        measurements=measured,
+        started=0.0,
+        finished=1.0,
+    )
+    assert re.search(r"divide its logits by \(temperature\) +1.25\n", describe_delivery(delivered, net, searched=trial))
+    assert "temperature" not in describe_delivery(delivered, net)
 
 
 def test_a_study_has_one_temperature_split(tmp_path: Path):
