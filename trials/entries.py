@@ -187,9 +187,7 @@ class TableEntries(Entries):
 
         trials = self._trials
         with self.storage.engine.begin() as connection:
-            connection.execute(
-                select(self._studies.c.study_id).where(self._studies.c.study_id == self.study_id).with_for_update()
-            )
+            self._lock(connection)
             ours = select(func.count()).select_from(trials).where(trials.c.study_id == self.study_id)
             past = connection.execute(ours).scalar_one()
             now = datetime.now(UTC).replace(tzinfo=None)
@@ -287,6 +285,17 @@ class TableEntries(Entries):
             if name in self.choices:
                 found.setdefault(key, {})[name] = self.choices[name][int(value)]
         return found
+
+    def _lock(self, connection: Connection) -> None:
+        """Let one writer of the study through until the end of the transaction."""
+        from sqlalchemy import select, update
+
+        table = self._studies
+        if connection.dialect.name == "sqlite":  # knows no locks of rows, and locks the database at the first write
+            name = select(table.c.study_name).where(table.c.study_id == self.study_id).scalar_subquery()
+            connection.execute(update(table).where(table.c.study_id == self.study_id).values(study_name=name))
+        else:
+            connection.execute(select(table.c.study_id).where(table.c.study_id == self.study_id).with_for_update())
 
     def _chosen(self, key: int, template: FrozenTrial) -> list[dict[str, Any]]:
         return [

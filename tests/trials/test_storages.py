@@ -150,6 +150,27 @@ def test_trials_of_optuna_and_ours_are_numbered_together(database, tmp_path):
         assert store.get(2).error == "trial was closed by another tool"
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_trials_of_many_writers_are_numbered_once(kind, storage_url, tmp_path):
+    url = storage_url(kind)
+    ours = [architectures()[first::3] for first in range(3)]
+
+    def write(mine):
+        with TrialStore(url, spec(), runs=tmp_path) as store:
+            for architecture in mine:
+                begin(store, architecture)
+
+    threads = [threading.Thread(target=write, args=(mine,)) for mine in ours]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    storage = open_storage(url)
+    rows = storage.get_all_trials(storage.get_study_id_from_name("study"))
+    assert sorted(row.number for row in rows) == list(range(len(architectures())))
+    assert [row.number for row in sorted(rows, key=lambda row: row._trial_id)] == list(range(len(rows)))
+
+
 def test_the_proxy_needs_a_database():
     with pytest.raises(ValueError, match=r"needs a database behind it, .*got studies.journal"):
         Proxy("studies.journal")
