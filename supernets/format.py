@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from supernets.open_dims import open_dims
 
-__all__ = ["Format", "Loaded", "quiet", "require_onnx", "traced"]
+__all__ = ["Format", "Loaded", "quiet", "require_onnx", "tidy", "traced"]
 
 
 @dataclass(frozen=True)
@@ -111,3 +111,27 @@ def require_onnx(format: str) -> None:
             f"the {format} format needs {', '.join(missing)}, which is not installed; "
             "run `pip install 'weightloom[onnx]'`"
         )
+
+
+def tidy(graph: Any) -> None:
+    """Remove, in place, the exporter's notes and the biases of nothing that it computes for layers without one.
+
+    The notes are most of a small file, and runtimes fold batch norm only into convolutions whose bias is stored.
+    """
+    for node in list(graph):
+        node.metadata_props.clear()
+        if node.op_type == "Conv" and len(node.inputs) == 3 and _is_zero(node.inputs[2]):
+            node.resize_inputs(2)
+    for node in reversed(list(graph)):
+        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
+            graph.remove(node, safe=True)
+
+
+def _is_zero(value: Any) -> bool:
+    """Return whether a value is a constant zero, cast and expanded."""
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type in ("Expand", "CastLike", "Cast"):
+        value = node.inputs[0]
+        node = None if value is None else value.producer()
+    constant = None if node is None or node.op_type != "Constant" else node.attributes.get("value")
+    return constant is not None and not constant.as_tensor().numpy().any()

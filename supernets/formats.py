@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from supernets.deployment import QuantizedLayer
-from supernets.format import Format, Loaded, quiet, require_onnx, traced
+from supernets.format import Format, Loaded, quiet, require_onnx, tidy, traced
 from supernets.lowbit import LowBitOnnxFormat
 
 __all__ = [
@@ -132,7 +132,7 @@ class OnnxFormat(Format):
         with quiet():
             program = torch.onnx.export(traced(module, inputs), inputs, dynamo=True, optimize=False, verbose=False)
             assert program is not None  # noqa: S101 - only the legacy exporter returns nothing
-            _tidy(program.model.graph)
+            tidy(program.model.graph)
             program.model.metadata_props["weightloom"] = json.dumps(metadata, sort_keys=True, separators=(",", ":"))
             program.save(str(path))
         return {}
@@ -152,30 +152,6 @@ class OnnxFormat(Format):
         shapes = {t.name: tuple(t.dims) for t in onnx.load(str(path)).graph.initializer}
         names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         return Loaded(call, sum(torch.Size(shape).numel() for name, shape in shapes.items() if name in names))
-
-
-def _tidy(graph: Any) -> None:
-    """Remove, in place, the exporter's notes and the biases of nothing that it computes for layers without one.
-
-    The notes are most of a small file, and runtimes fold batch norm only into convolutions whose bias is stored.
-    """
-    for node in list(graph):
-        node.metadata_props.clear()
-        if node.op_type == "Conv" and len(node.inputs) == 3 and _is_zero(node.inputs[2]):
-            node.resize_inputs(2)
-    for node in reversed(list(graph)):
-        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
-            graph.remove(node, safe=True)
-
-
-def _is_zero(value: Any) -> bool:
-    """Return whether a value is a constant zero, cast and expanded."""
-    node = None if value is None else value.producer()
-    while node is not None and node.op_type in ("Expand", "CastLike", "Cast"):
-        value = node.inputs[0]
-        node = None if value is None else value.producer()
-    constant = None if node is None or node.op_type != "Constant" else node.attributes.get("value")
-    return constant is not None and not constant.as_tensor().numpy().any()
 
 
 def file_format(name: str, quantized: Mapping[str, QuantizedLayer] | None = None, *, real_only: bool = False) -> Format:

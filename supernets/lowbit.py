@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from search_spaces import InputQuantizer
 from supernets.deployment import Deployed, QuantizedLayer, is_product
-from supernets.format import Format, Loaded, quiet, require_onnx, traced
+from supernets.format import Format, Loaded, quiet, require_onnx, tidy, traced
 from supernets.lowbit_graph import at_level, fold_batch_norms, multiplying_operators, strip, uses
 from supernets.lowbit_layers import InputCodes, IntegerConv, NBitsLinear
 
@@ -131,6 +131,7 @@ class LowBitOnnxFormat(Format):
         with quiet():
             program = torch.onnx.export(traced(twin, inputs), inputs, dynamo=True, optimize=False, verbose=False)
             assert program is not None  # noqa: S101 - only the legacy exporter returns nothing
+            tidy(program.model.graph)
             program.save(str(path))
         model = onnx.load(str(path))
         _check_layers(model, planned)
