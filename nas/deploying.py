@@ -19,7 +19,7 @@ _HEADER = ("layer", "bits", "stored in", "deployed", "computes in", "operator")
 
 def deployed_layers(manifest: Mapping[str, Any]) -> dict[str, Deployed]:
     """Return layer -> what became of it, from the manifest of an export; empty where no file packs bits."""
-    rows = next((file["layers"] for file in manifest["files"].values() if "layers" in file), {})
+    rows: Mapping[str, Any] = next((file["layers"] for file in manifest["files"].values() if "layers" in file), {})
     return {name: Deployed(**row) for name, row in rows.items()}
 
 

@@ -16,9 +16,9 @@ from supernets.lowbit_layers import block_size
 __all__ = ["Operator", "operator_model", "operators"]
 
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d)
-_FUSED: frozenset[Callable[..., Any]] = frozenset(
-    {F.batch_norm, F.relu, torch.relu, torch.relu_, Tensor.relu, F.dropout, F.max_pool1d, F.max_pool2d}
-    | {torch.max_pool1d, torch.max_pool2d, torch.flatten, Tensor.flatten, Tensor.view, Tensor.reshape}
+_PASSING: tuple[Callable[..., Any], ...] = (
+    *(F.batch_norm, F.relu, torch.relu, torch.relu_, Tensor.relu, F.dropout, F.max_pool1d, F.max_pool2d),
+    *(torch.max_pool1d, torch.max_pool2d, torch.flatten, Tensor.flatten, Tensor.view, Tensor.reshape),
 )
 
 
@@ -116,7 +116,7 @@ class _Flow(TorchFunctionMode):
         if isinstance(made, Tensor) and not self.inside:
             values = [*args, *(kwargs or {}).values()]
             calls = {self.origins[id(x)] for x in values if isinstance(x, Tensor) and id(x) in self.origins}
-            if func in _FUSED:
+            if func in _PASSING:
                 for call in calls:
                     self.begin(made, call)
             else:
@@ -208,7 +208,11 @@ def operator_model(operator: Operator) -> bytes:
         else:
             arrays["weight"] = generator.normal(size=weights).astype(np.float32)
         arrays["bias"] = np.zeros(operator.outputs, np.float32)
-        geometry = {"strides": operator.stride, "dilations": operator.dilation, "group": operator.groups}
+        geometry: dict[str, Any] = {
+            "strides": operator.stride,
+            "dilations": operator.dilation,
+            "group": operator.groups,
+        }
         pads = [*operator.padding, *operator.padding]
         nodes.append(helper.make_node("Conv", [x, "weight", "bias"], ["y"], pads=pads, **geometry))
         y = quantized("y") if operator.is_integer else "y"
@@ -240,7 +244,13 @@ def _product(operator: Operator, x: str, nodes: list[Any], arrays: dict[str, Any
     if operator.kernel:
         nodes.append(helper.make_node("Transpose", [x], ["last"], perm=order))
         x = "last"
-    attributes = {"K": features, "N": operator.outputs, "bits": stored, "block_size": block, "accuracy_level": 4}
+    attributes: dict[str, Any] = {
+        "K": features,
+        "N": operator.outputs,
+        "bits": stored,
+        "block_size": block,
+        "accuracy_level": 4,
+    }
     nodes.append(
         helper.make_node("MatMulNBits", [x, "codes", "scale"], ["product"], domain="com.microsoft", **attributes)
     )
