@@ -7,7 +7,7 @@ import psutil
 import pytest
 from evaluations import Keep, evaluate
 
-from trials import RayExecutor
+from trials import RayExecutor, TrialState, TrialStore
 
 pytestmark = [
     pytest.mark.ray,
@@ -140,6 +140,37 @@ def test_what_cannot_run_is_refused_with_its_reason(cluster):
     for name in ("cpus", "gpus", "retries"):
         with pytest.raises(ValueError, match=f"{name} must be 0 or more, got -1"):
             RayExecutor(evaluate, **{name: -1})
+
+
+SEARCH = """
+seed_everything: 0
+trainer: {accelerator: cpu}
+model:
+  class_path: supernets.Supernet
+  init_args:
+    space:
+      class_path: search_spaces.MLPSpace
+      init_args: {in_features: 64, num_classes: 10, widths: [8, 16], depths: [1, 2]}
+    task: {class_path: supernets.Classification, init_args: {num_classes: 10}}
+data: {class_path: nas.data.DigitsData}
+search:
+  study: cluster
+  trials: 2
+  objective: {class_path: nas.FromScratch, init_args: {recipe: {class_path: nas.Recipe, init_args: {steps: 2}}}}
+  workers: 2
+  executor: ray
+  ray: {cpus: 0.5}
+"""
+
+
+def test_a_search_evaluates_on_the_cluster(cluster, tmp_path, monkeypatch):
+    from nas.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "search.yaml").write_text(SEARCH)
+    assert main(["worker", "-c", "search.yaml"]) == 0
+    trials = TrialStore.load("studies.journal", "cluster").trials()
+    assert [(trial.state, trial.error) for trial in trials] == [(TrialState.COMPLETE, None)] * 2
 
 
 def test_the_jobs_of_a_machine_that_dies_move_to_another(cluster):
