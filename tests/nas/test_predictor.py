@@ -156,8 +156,8 @@ def separable(architecture):
     return TrialState.COMPLETE, {"loss": math.fsum((int(v) - 3) ** 2 for v in architecture.values())}
 
 
-def test_it_finds_a_separable_optimum_in_forty_evaluations():
-    history = search(PredictorController(Problem(flat(8), (LOSS,), seed=1)), 40, separable)
+def test_it_finds_a_separable_optimum_in_thirty_evaluations():
+    history = search(PredictorController(Problem(flat(6), (LOSS,), seed=1), parents=2, rounds=1), 30, separable)
     assert min(t.value("loss") for t in history) == 0.0
 
 
@@ -184,10 +184,10 @@ def test_it_covers_more_of_two_objectives_than_random_search():
     problem = Problem(flat(8), (ACCURACY, SIZE), seed=2)
 
     def covered(controller):
-        points = [[t.value("acc"), t.value("size")] for t in search(controller, 30, traded)]
+        points = [[t.value("acc"), t.value("size")] for t in search(controller, 25, traded)]
         return hypervolume(points, [0.0, 8.0], ["maximize", "minimize"])
 
-    assert covered(PredictorController(problem)) > 1.05 * covered(RandomController(problem))
+    assert covered(PredictorController(problem, parents=2, rounds=1)) > 1.05 * covered(RandomController(problem))
 
 
 def test_the_best_are_those_believed_not_the_luckiest():
