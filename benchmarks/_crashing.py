@@ -145,8 +145,13 @@ def fork(run: Callable[[], None]) -> int:
 
 
 def create(url: str, folder: Path) -> None:
-    """Create the study."""
-    os.waitpid(fork(lambda: TrialStore(url, question()[1], runs=folder / "runs").close()), 0)
+    """Create the study, and the database of MLflow, which MLflow cannot mend when it dies while it makes one."""
+
+    def make() -> None:
+        TrialStore(url, question()[1], runs=folder / "runs").close()
+        Tracker(tracking(folder), EXPERIMENT)
+
+    os.waitpid(fork(make), 0)
 
 
 def attempt(url: str, folder: Path, trials: int, *, step: str = "") -> bool:
