@@ -312,6 +312,10 @@ class SearchSpace(ABC):
     def _size(self) -> int:
         if type(self).canonical is not SearchSpace.canonical:
             return sum(1 for _ in self.architectures())
+        return self._count()
+
+    def _count(self) -> int:
+        """Count the valid combinations of values, each standing for itself."""
         children: dict[str | None, list[Choice]] = {}
         for choice in self._by_name.values():
             children.setdefault(choice.requires[0] if choice.requires else None, []).append(choice)
@@ -324,10 +328,6 @@ class SearchSpace(ABC):
             return total
 
         return math.prod(ways(choice) for choice in children.get(None, ()))
-        return self._count()
-
-    def _count(self) -> int:
-        """Count the valid combinations of values, each standing for itself."""
 
     def architectures(self) -> Iterator[Architecture]:
         """Yield every distinct architecture once, smallest first; meant for small spaces."""
