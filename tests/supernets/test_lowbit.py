@@ -21,7 +21,7 @@ from supernets.lowbit import LowBitOnnxFormat
 from supernets.lowbit_graph import fold_batch_norms
 from supernets.lowbit_layers import BLOCKS, block_size, pack
 
-BITS = {"stem": (8, 8), "point": (8, 4), "deep": (4, 8), "wide": (8, 8), "hidden": (2, 8), "head": (3, 32)}
+BITS = {"stem": (8, 8), "point": (4, 4), "deep": (4, 8), "wide": (8, 8), "hidden": (2, 8), "head": (3, 32)}
 
 
 class Net(nn.Module):
@@ -44,11 +44,11 @@ class Net(nn.Module):
         return scores
 
 
-def network() -> tuple[nn.Module, dict[str, QuantizedLayer]]:
+def network(**other: tuple[int, int]) -> tuple[nn.Module, dict[str, QuantizedLayer]]:
     """The network and its integers; the grid of the hidden layer is mid-rise."""
     torch.manual_seed(0)
-    net = Net()
-    for name, (_, bits) in BITS.items():
+    net, widths = Net(), BITS | other
+    for name, (_, bits) in widths.items():
         if bits < 32:
             quantizer = InputQuantizer(bits, signed=name not in ("point", "wide"))
             quantizer.scale.data.fill_(0.03 if bits == 8 else 0.4)
@@ -58,7 +58,7 @@ def network() -> tuple[nn.Module, dict[str, QuantizedLayer]]:
     net.norm.get_buffer("running_mean").normal_()
     net.norm.get_buffer("running_var").uniform_(0.5, 2)
     net.norm.get_buffer("num_batches_tracked").add_(1)
-    layers = max_abs_layers(net, BITS)
+    layers = max_abs_layers(net, widths)
     hidden = layers["hidden"]
     layers["hidden"] = replace(hidden, offset=0.5, scale=torch.tensor(0.05))
     net.hidden.weight.data = 0.05 * (hidden.codes + 0.5)
@@ -85,7 +85,7 @@ def test_every_layer_is_told_what_became_of_it(made: Mapping[str, Any]) -> None:
     short = {name: (row["deploy"], row["stored_bits"], row["computes"], row["operator"]) for name, row in told.items()}
     assert short == {
         "stem": ("real", 8, "int8", "QLinearConv"),
-        "point": ("real", 8, "int8", "MatMulNBits"),
+        "point": ("real", 4, "int8", "MatMulNBits"),
         "deep": ("storage", 4, "int8", "QLinearConv"),
         "wide": ("storage", 8, "float32", "Conv"),
         "hidden": ("real", 2, "int8", "MatMulNBits"),
@@ -111,7 +111,7 @@ def test_weights_are_stored_in_their_bits(made: Mapping[str, Any]) -> None:
     sizes = {name: initial(made["model"], f"{name}.codes").nbytes for name in BITS}
     assert sizes == {
         "stem": 8 * 2 * 9,
-        "point": 8 * 32,  # rows of 8 padded to one block of 32
+        "point": 8 * 32 // 2,  # rows of 8 padded to one block of 32
         "deep": 8 * 9 // 2,
         "wide": 10 * 8 * 4,
         "hidden": 40 * 32 // 4,
@@ -191,6 +191,26 @@ def test_bits_that_differ_from_the_weights_are_refused_by_name() -> None:
     del layers["deep"]
     with pytest.raises(ValueError, match=r"quantised layer 'lost' must be a module of the network"):
         LowBitOnnxFormat({**layers, "lost": layers["head"]}).write(net, INPUTS, Path("unused"), {})
+
+
+@pytest.mark.parametrize(("fused", "written"), [(True, [False]), (False, [False, True])])
+def test_a_1x1_convolution_that_is_not_fused_becomes_a_product(
+    fused: bool, written: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, layers = network(point=(8, 8))
+    products = []
+
+    def noted(_self: object, _module: object, plans: Mapping[str, Any], *_: object) -> None:
+        products.append(plans["point"].as_product)
+
+    def running(_path: Path, tensors: Mapping[str, Any]) -> dict[str, str]:
+        return {name: "MatMulNBits" if products[-1] else "QLinearConv" for name in tensors if fused or products[-1]}
+
+    monkeypatch.setattr(LowBitOnnxFormat, "_save", noted)
+    monkeypatch.setattr("supernets.lowbit.multiplying_operators", running)
+    told = LowBitOnnxFormat(layers).write(net, INPUTS, Path("unused"), {})["layers"]["point"]
+    assert products == written
+    assert (told["deploy"], told["operator"]) == ("real", "QLinearConv" if fused else "MatMulNBits")
 
 
 def test_bits_that_are_not_real_are_refused_where_asked(
