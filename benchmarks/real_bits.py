@@ -139,7 +139,7 @@ def convolution_row(
     batch = torch.cat([x, x])
     OnnxFormat().write(plain, (batch,), files["fp32"], {})
     told = LowBitOnnxFormat(layers).write(net, (batch,), files["low"], {})
-    step = float(net.end.get_submodule("input_quantizer").get_parameter("scale").detach())
+    step = float(net.get_parameter("end.input_quantizer.scale").detach())
     with torch.no_grad():
         off = (run_file(str(files["low"]), x) - net(x)).abs() > step / 2
     share = float(off.float().mean())
