@@ -250,6 +250,10 @@ class QuantizedSpace(SearchSpace):
             return rule
         return dataclasses.replace(rule, source=lambda architecture, name: source(self.base(architecture), name))
 
+    def motifs(self, architecture: Architecture) -> Mapping[str, int]:
+        """Return those of the wrapped space."""
+        return self.space.motifs(self.base(architecture))
+
     def zero_init(self) -> tuple[str, ...]:
         """Return those of the wrapped space."""
         return self.space.zero_init()

@@ -162,6 +162,8 @@ def test_cells_have_one_pair_of_bits_and_equal_cells_stay_one_architecture() -> 
     for architecture in itertools.islice(space.probes(), 4):
         built = {name for name, layer in space.build(architecture).named_modules() if isinstance(layer, InputQuantizer)}
         assert {f"{name}.input_quantizer" for name in space.bitwidths(architecture)} == built
+        assert space.motifs(architecture) == cells.motifs(space.base(architecture))
+    assert any(space.motifs(architecture) for architecture in space.probes())
 
 
 def test_rules_that_are_functions_see_architectures_without_bits() -> None:
