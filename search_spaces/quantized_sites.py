@@ -58,6 +58,11 @@ def find_sites(space: SearchSpace) -> list[QuantizedSite]:
         ValueError: where layers are is no function of single choices, and the message says which.
     """
     present = {architecture: _names(space, architecture) for architecture in space.probes()}
+    if any("" in names for names in present.values()):
+        raise ValueError(
+            f"QuantizedSpace needs layers inside a network, but that of {type(space).__name__} is a layer itself and "
+            "has no name; put it into nn.Sequential"
+        )
     signs = _signs(space, present)
     conditions = _Conditions(space, signs.keys())
     return [QuantizedSite(name, signed, *conditions(name)) for name, signed in signs.items()]

@@ -153,6 +153,12 @@ def test_the_superset_has_a_quantiser_wherever_a_build_may_have_one() -> None:
     assert scales <= space.build(space.smallest()).state_dict().keys()
 
 
+def test_a_network_that_is_a_layer_itself_is_refused() -> None:
+    bare = FactorySpace(nn.Linear, {"out_features": [2, 4]}, fixed={"in_features": 3}, input_shape=(3,))
+    with pytest.raises(ValueError, match=r"is a layer itself and has no name; put it into nn.Sequential"):
+        QuantizedSpace(bare)
+
+
 def test_cells_have_one_pair_of_bits_and_equal_cells_stay_one_architecture() -> None:
     cells = CellSpace(3, resolution=4, widths=(4,), cells=1, operations=("skip_connect", "none", "nor_conv_1x1"))
     with pytest.raises(ValueError, match=r"depends on the choices \['edge0_1'\].*groups: \{body: \['\*'\]\}"):
