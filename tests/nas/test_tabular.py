@@ -64,5 +64,5 @@ def test_a_configuration_names_the_space_by_the_model_and_the_table_by_the_data(
     direct = TabularObjective(space, str(table), split="test")
     assert objective(space.largest(), seed=0).measurements == direct(space.largest(), seed=0).measurements
     assert objective.identity() == "table:cifar10_test_acc_200ep"
-    with pytest.raises(ValueError, match=r"needs model.space to be a search_spaces.CellSpace .* got MLPSpace and Table"):
+    with pytest.raises(ValueError, match=r"needs model.space to be a search_spaces.CellSpace .* MLPSpace and Table"):
         TableScore(Supernet(MLPSpace(4, 3, widths=(4,), depths=(1,)), Classification(3)), TableData(str(table)))
