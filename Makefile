@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-browser test-ray lint bench clean
+.PHONY: help env demo test test-browser test-cluster lint bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,9 +14,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo "make env    create .venv with everything the tests and benchmarks need"
 	@echo "make demo   run 'nas quickstart': train, search and export on the embedded digits"
-	@echo "make test   formatting, lint, types and the default tests, test-ray, and test-browser where there is Chromium"
+	@echo "make test   formatting, lint, types and the default tests, test-cluster, and test-browser where there is Chromium"
 	@echo "make test-browser  pages of report, service and MLflow in Chromium; photographs in runs/photographs"
-	@echo "make test-ray  evaluations on a Ray cluster of two nodes on this machine"
+	@echo "make test-cluster  studies on PostgreSQL and behind the gRPC proxy, evaluations on a Ray cluster of two nodes"
 	@echo "make lint   formatting, lint and types"
 	@echo "make bench  every benchmark, minutes to hours"
 	@echo "make clean  remove .venv and caches"
@@ -41,15 +41,15 @@ lint: env
 
 test: lint
 	$(BIN)/pytest -q -n 2 --dist worksteal
-	@$(MAKE) --no-print-directory test-ray
+	@$(MAKE) --no-print-directory test-cluster
 	@if $(BIN)/python -P tests/browser/chromium.py; then $(MAKE) --no-print-directory test-browser; \
 	  else echo "=== NOT TESTED: the pages of report, service and MLflow in a browser (make test-browser)"; fi
 
 test-browser: env
 	$(BIN)/pytest -q -m browser tests/browser
 
-test-ray: env
-	$(BIN)/pytest -q -m ray tests/trials
+test-cluster: env
+	$(BIN)/pytest -q -n 2 --dist worksteal -m cluster tests/trials tests/nas/test_clusters.py
 
 bench: env
 	$(BIN)/python -m benchmarks --all

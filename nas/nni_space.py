@@ -80,11 +80,13 @@ class NNISpace(SearchSpace):
 
     def build(self, architecture: Architecture) -> nn.Module:
         """Return the module that NNI builds for the sample ``architecture``."""
-        return self._made(model_context(self.sample_of(architecture)))
+        built: nn.Module = self._made(model_context(self.sample_of(architecture)))
+        return built
 
     def superset(self) -> nn.Module:
         """Return the model space with every candidate of every ``LayerChoice``, at the largest values."""
-        return self._made(frozen_context(self.sample_of(self.largest())))
+        built: nn.Module = self._made(frozen_context(self.sample_of(self.largest())))
+        return built
 
     def rules(self) -> Mapping[str, TensorRule]:
         """Return one rule, which finds a tensor among the candidates and the blocks of the superset."""

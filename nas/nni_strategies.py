@@ -100,7 +100,7 @@ def search_with_nni(
         )
         if one_shot:
             return [(space.architecture(model.sample), None) for model in strategy.list_models(limit=1)]
-    return sorted(found.items(), key=lambda item: -item[1])
+    return sorted(found.items(), key=lambda item: -math.inf if item[1] is None else item[1], reverse=True)
 
 
 @contextmanager
@@ -203,6 +203,6 @@ class _Nothing(nn.Module):
 
 def _built(space: SearchSpace, sample: dict[str, Any]) -> nn.Module:
     architecture = space.architecture({choice.name: sample[choice.name] for choice in space.choices})
-    module: Any = space.build(architecture)
-    module.architecture = architecture
+    module = space.build(architecture)
+    module.architecture = architecture  # type: ignore[assignment]
     return module

@@ -30,6 +30,7 @@ FIXTURE = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(FIXTURE)
 
 
+@pytest.mark.cluster
 def test_a_worker_joins_the_study_in_the_database_and_leaves_the_report_to_others(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

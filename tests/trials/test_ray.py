@@ -1,4 +1,4 @@
-"""Evaluations on a Ray cluster of two nodes on this machine: ``make test-ray``."""
+"""Evaluations on a Ray cluster of two nodes on this machine: ``make test-cluster``."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from evaluations import Keep, evaluate
 from trials import RayExecutor, TrialState, TrialStore
 
 pytestmark = [
-    pytest.mark.ray,
+    pytest.mark.cluster,
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
 ]

@@ -43,7 +43,8 @@ def url(kind, storage_url):
     return storage_url(kind)
 
 
-every_storage = pytest.mark.parametrize("kind", ["journal", "sqlite", "postgresql", "grpc"], indirect=True)
+SERVERS = [pytest.param(kind, marks=pytest.mark.cluster) for kind in ("postgresql", "grpc")]
+every_storage = pytest.mark.parametrize("kind", ["journal", "sqlite", *SERVERS], indirect=True)
 
 
 @pytest.fixture
@@ -405,7 +406,7 @@ def test_a_search_killed_at_any_step_loses_and_repeats_nothing(step, tmp_path, h
     assert not [row for row in load_with_optuna(url).trials if row.state.name == "RUNNING"]
 
 
-@pytest.mark.parametrize("kind", ["journal", "sqlite", "postgresql"], indirect=True)
+@pytest.mark.parametrize("kind", ["journal", "sqlite", SERVERS[0]], indirect=True)
 def test_two_processes_share_a_study(kind, url, tmp_path, here, root, request):
     """One of the two reaches PostgreSQL through the proxy."""
     logs = [tmp_path / "a", tmp_path / "b"]
