@@ -149,7 +149,8 @@ def describe_delivery(delivered: Delivered, supernet: Supernet, *, searched: Tri
     if layers:
         parts.append(deployment_table(layers))
     elif any(bits < FULL_PRECISION for bits, _ in supernet.space.bitwidths(delivered.architecture).values()):
-        parts.append("bits are simulated in these files: they hold single precision; the format onnx-lowbit packs them")
+        hint = "; the format onnx-lowbit packs them" if supernet.source.quantizes else ""
+        parts.append(f"bits are simulated in these files: they hold single precision{hint}")
     return "\n\n".join(parts)
 
 
