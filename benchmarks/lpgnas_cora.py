@@ -7,8 +7,9 @@ collapse). Then two searches over bits and widths by LPGNAS. The naive one, a mi
 table, must be caught by the gate: its score with the weights of the search and alone differ by more than 5 points. The
 other tries every bit alone first and ends straight-through; of several pressures the most accurate on the validation
 nodes is taken, trained alone under hard rounding, among those with a smaller model and a smaller largest activation
-than W4A8. It is to be within 0.5 points of W4A8. Test nodes are only looked at for this table; ``--data FOLDER`` takes
-any other graph in the format of Planetoid.
+than W4A8. It is to be within 0.5 points of W4A8. Initial weights make a difference of three points on so small a
+graph, so every network that is trained alone, searched or not, is the best of three on the validation nodes. Test nodes
+are only looked at for this table; ``--data FOLDER`` takes any other graph in the format of Planetoid.
 """
 
 import functools
@@ -26,14 +27,15 @@ from nas.costs import measure
 from nas.data import PlanetoidData
 from nas.discretise import DiscretisationGap, DiscretisationGapError
 from nas.standalone import score
-from search_spaces import Architecture, GraphSpace
+from search_spaces import Architecture, GraphSpace, derive_seed
 from supernets import GumbelSampler, LPGNASRule, NodeClassification, SamplingRule, SharedWeights, SingleRule, Supernet
 
 FOLDER = "planetoid/Cora"
 SEEDS = (0, 1, 2, 3, 4)
 STEPS, SEARCH, NAIVE = 150, 240, 120
 UNIFORM = ((32, 32), (4, 8), (4, 4))
-PRESSURES = (0.005, 0.02)
+PRESSURES = (0.01, 0.05)
+RESTARTS = 3
 SITES = ("features", "linear", "aggregation")
 
 
@@ -71,9 +73,13 @@ def accuracy(supernet: Supernet, architecture: Architecture, data: PlanetoidData
 def alone(
     data: PlanetoidData, space: GraphSpace, architecture: Architecture, seed: int, steps: int
 ) -> tuple[float, float]:
-    """Train an architecture by itself, from new weights; validation and test accuracy."""
-    supernet = trained(data, space, SingleRule(dict(architecture)), seed, steps)
-    return accuracy(supernet, architecture, data, "val"), accuracy(supernet, architecture, data, "test")
+    """Train an architecture by itself, from new weights; validation and test accuracy of the best on validation."""
+    found = []
+    for restart in range(RESTARTS):
+        supernet = trained(data, space, SingleRule(dict(architecture)), derive_seed(seed, restart), steps)
+        found.append(tuple(accuracy(supernet, architecture, data, split) for split in ("val", "test")))
+    validation, test = max(found, key=lambda pair: pair[0])
+    return validation, test
 
 
 def costs(space: GraphSpace, architecture: Architecture) -> tuple[float, float]:
@@ -100,7 +106,7 @@ def naive(data: PlanetoidData, seed: int, steps: int, alone_steps: int) -> Discr
 
 def searched(data: PlanetoidData, seed: int, steps: int, alone_steps: int) -> dict[str, Any]:
     """Search with the table at every pressure, and take the best on the validation nodes that is smaller than W4A8."""
-    space = make_space(data, widths=(8, 12, 15), weight_bits=(3, 4, 8), activation_bits=(6, 8))
+    space = make_space(data, widths=(12, 15), weight_bits=(3, 4, 8), activation_bits=(6, 8))
     reference = uniform(data, 4, 8)
     bounds = costs(reference, reference.largest())
     best: dict[str, Any] = {}
