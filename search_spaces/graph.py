@@ -68,7 +68,7 @@ class GraphSpace(SearchSpace):
 
     >>> space = GraphSpace(8, 3, widths=(4, 8), attentions=("gcn", "gat"))
     >>> space.size(), dict(space.smallest())
-    (8, {'block1.width': 4, 'block1.attention': 'gcn', 'head.attention': 'gcn'})
+    (8, {'block1.attention': 'gcn', 'block1.width': 4, 'head.attention': 'gcn'})
     """
 
     bare = True

@@ -16,4 +16,4 @@ def test_the_examples_of_the_documentation_run(name):
 
 def test_every_public_name_exists():
     assert all(hasattr(search_spaces, name) for name in search_spaces.__all__)
-    assert search_spaces.__all__ == sorted(search_spaces.__all__, key=lambda n: (n.islower(), n))
+    assert search_spaces.__all__ == sorted(search_spaces.__all__, key=lambda n: (not n.isupper(), n.islower(), n))
