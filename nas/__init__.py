@@ -8,7 +8,7 @@ from typing import Any
 
 _HOMES = {
     "nas.allocation": ("BitAllocation", "BitCost", "RateDistortion", "SelectedArchitecture"),
-    "nas.bitops": ("BitOps",),
+    "nas.bitops": ("BitOps", "WeightBits"),
     "nas.buffers": ("BufferSize",),
     "nas.conditioned": ("ConditionedNetwork",),
     "nas.confidence": ("Confidence",),

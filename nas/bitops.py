@@ -1,4 +1,4 @@
-"""Bit operations: multiply-accumulates weighted by the bitwidths of what is multiplied."""
+"""Costs of bitwidths: bit operations, and the most bits that any weight has."""
 
 import math
 from typing import Literal, final
@@ -10,7 +10,7 @@ from nas.costs import Cost, MACs
 from search_spaces import FULL_PRECISION, Architecture, SearchSpace
 from trials import Direction
 
-__all__ = ["BitOps"]
+__all__ = ["BitOps", "WeightBits", "chosen_layers"]
 
 
 @final
@@ -58,6 +58,48 @@ class BitOps(Cost):
                 each += weight + given + math.log2(_fan_in(modules.get(name)))
             found[name] = macs * each
         return found
+
+
+def chosen_layers(space: SearchSpace) -> frozenset[str]:
+    """Return the layers whose weights have bits to choose; none where a space has no bitwidths."""
+    seen: dict[str, set[int]] = {}
+    for architecture in space.probes():
+        for layer, (weight, _) in space.bitwidths(architecture).items():
+            seen.setdefault(layer, set()).add(weight)
+    return frozenset(layer for layer, bits in seen.items() if len(bits) > 1)
+
+
+@final
+class WeightBits(Cost):
+    """The most bits that the weights of a layer have, among the layers whose bits can be chosen.
+
+    A first and a last layer of fixed bits do not count: most papers call a network "4-bit" that keeps them at 8.
+
+    Args:
+        space: the search space.
+
+    Raises:
+        ValueError: the space chooses no bits of weights.
+    """
+
+    name = "weight_bits"
+    unit = "bit"
+    direction: Direction = "minimize"
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+        self._chosen = chosen_layers(space)
+        if not self._chosen:
+            raise ValueError(
+                f"weight_bits needs a space that chooses the bits of weights, got {type(space).__name__}; wrap it: "
+                "class_path: search_spaces.QuantizedSpace, init_args: {space: ...}"
+            )
+
+    def __call__(self, architecture: Architecture, model: nn.Module) -> float:
+        """Return the bits; 0 where an architecture has none of those layers."""
+        del model
+        bits = self.space.bitwidths(architecture)
+        return float(max((bits[layer][0] for layer in self._chosen & bits.keys()), default=0))
 
 
 def _fan_in(layer: nn.Module | None) -> int:

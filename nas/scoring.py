@@ -42,6 +42,7 @@ class SubnetworkQuestion(BaseModel):
         max_params: number of parameters.
         max_macs: multiply-accumulates of one example.
         max_model_size: bytes of the exported weights.
+        max_weight_bits: bits of weights, in layers whose bits can be chosen.
         max_latency: milliseconds of one forward pass on the serving machine.
         min_accuracy: validation accuracy, a fraction.
         seed: of the quick search that stands in where no search has found one.
@@ -52,6 +53,7 @@ class SubnetworkQuestion(BaseModel):
     max_params: float | None = None
     max_macs: float | None = None
     max_model_size: float | None = None
+    max_weight_bits: float | None = None
     max_latency: float | None = None
     min_accuracy: float | None = None
     seed: int | None = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from nas.bitops import WeightBits
 from nas.costs import Cost, MACs, ModelSize, Parameters
 from nas.latency import Latency
 from search_spaces import SearchSpace
@@ -13,6 +14,7 @@ _COSTS: Mapping[str, type[Cost]] = {
     "params": Parameters,
     "macs": MACs,
     "model_size": ModelSize,
+    "weight_bits": WeightBits,
     "latency": Latency,
 }
 

@@ -30,6 +30,7 @@ def sample(
     max_params: float | None = None,
     max_macs: float | None = None,
     max_model_size: float | None = None,
+    max_weight_bits: float | None = None,
     max_latency: float | None = None,
     min_accuracy: float | None = None,
     study: str | None = None,
@@ -52,6 +53,7 @@ def sample(
         max_params: limit on the number of parameters.
         max_macs: limit on multiply-accumulates of one example.
         max_model_size: limit on the bytes of the exported weights.
+        max_weight_bits: limit on the bits of weights, in layers whose bits can be chosen.
         max_latency: limit on the milliseconds of one forward pass on this machine.
         min_accuracy: limit on the validation accuracy, a fraction.
         study: look at the trials of this study only.
@@ -74,6 +76,7 @@ def sample(
         max_params=max_params,
         max_macs=max_macs,
         max_model_size=max_model_size,
+        max_weight_bits=max_weight_bits,
         max_latency=max_latency,
         min_accuracy=min_accuracy,
     )

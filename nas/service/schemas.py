@@ -78,7 +78,7 @@ class SubnetworkRequest(_Request):
         limits: ``max_NAME`` or ``min_NAME`` of any cost or metric -> bound.
         objective: cost or metric to be best in; the supernet's headline by default.
         count: how many.
-        bits: width of the weights, for spaces that choose it.
+        bits: the most that weights may have, in layers whose bits can be chosen; see ``max_weight_bits``.
         seed: of the quick search.
         seconds: that a quick search may take where no study answers; above 1 it becomes a job.
     """

@@ -1,5 +1,6 @@
 """From a request to subnetworks: what studies have found, or else a quick search."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -44,20 +45,21 @@ def wanted(served: Served, request: SubnetworkRequest) -> Wanted:
     Raises:
         RefusedError: it names something that is not measured, or asks for what the space cannot choose (422).
     """
+    known = served.metrics
+    asked = dict(request.limits)
     if request.bits is not None:
-        name = served.offer.name
-        reason = (
-            f"the space of {name} chooses them layer by layer; give limits, e.g. max_model_size, or an architecture"
-            if served.space.bitwidths(served.space.largest())
-            else f"the space of {name} has no bitwidth choices, and its subnetworks are handed out in full precision; "
-            "leave bits out"
-        )
-        raise RefusedError(422, "no_bitwidths", f"bits={request.bits} cannot be chosen: {reason}")
+        if "weight_bits" not in known:
+            raise RefusedError(
+                422,
+                "no_bitwidths",
+                f"bits={request.bits} cannot be chosen: the space of {served.offer.name} has no bitwidth choices, and "
+                "its subnetworks are handed out in full precision; leave bits out",
+            )
+        asked["max_weight_bits"] = min(request.bits, asked.get("max_weight_bits", math.inf))
     try:
-        limits = parse_limits(request.limits)
+        limits = parse_limits(asked)
     except ValueError as error:
         raise RefusedError(422, "invalid_limits", str(error)) from error
-    known = served.metrics
     objective = request.objective or served.supernet.task.headline
     unknown = sorted({name for name in (objective, *(limit.metric for limit in limits)) if name not in known})
     if unknown:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from nas.addresses import Located
+from nas.bitops import chosen_layers
 from nas.commands.limits import costs_for
 from nas.commands.sample import data_from
 from nas.evaluation import Evaluate, Job, Screen
@@ -192,7 +193,8 @@ def load_served(offer: Offer, settings: ServiceSettings, located: Located) -> Se
     supernet.requires_grad_(False).eval()
     objective = WeightSharing(supernet, module)
     objective.batches()
-    screen = Screen(supernet.space, costs_for(supernet.space, (), always=COSTS), ())
+    costs = (*COSTS, "weight_bits") if chosen_layers(supernet.space) else COSTS
+    screen = Screen(supernet.space, costs_for(supernet.space, (), always=costs), ())
     card = read_card(located.path)
     described: Any = card["data"] if data is None else _described(module, settings.data)
     generator = torch.Generator().manual_seed(derive_seed(0, "reach"))

@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from nas import BitOps, MACs, ModelSize
+from nas import BitOps, MACs, ModelSize, WeightBits
+from nas.commands.limits import costs_for
 from nas.costs import measure
-from nas.service.problems import RefusedError
+from nas.evaluation import Screen
+from nas.sampling import sample_within
 from nas.service.schemas import SubnetworkRequest
 from nas.service.selection import wanted
 from search_spaces import ConvNetSpace, FactorySpace, Head, MLPSpace, QuantizedSpace, Stage, TransformerSpace
+from trials import Metric, parse_limits
 
 
 class Depthwise(nn.Module):
@@ -88,7 +91,25 @@ def test_an_unknown_formula_is_refused_with_those_there_are() -> None:
         BitOps(space(), "bops")  # type: ignore[arg-type]
 
 
-def test_the_service_says_that_bits_are_chosen_layer_by_layer() -> None:
-    served: Any = SimpleNamespace(space=space(), offer=SimpleNamespace(name="small"))
-    with pytest.raises(RefusedError, match="chooses them layer by layer; give limits"):
-        wanted(served, SubnetworkRequest(bits=4))
+def test_the_most_bits_of_weights_are_those_of_layers_that_choose() -> None:
+    given = space(ends=(8, 6), weight_bits=(2, 4, 8))
+    cost = WeightBits(given)
+    for bits in (2, 4, 8):
+        architecture = given.quantized(given.space.largest(), bits)
+        assert measure([cost], given, architecture) == {"weight_bits": bits}
+    screen = Screen(given, costs_for(given, parse_limits({"max_weight_bits": 4})), parse_limits({"max_weight_bits": 4}))
+    draws = sample_within(given, screen.limits, screen.meter, torch.Generator().manual_seed(0), count=8)
+    assert {architecture["depth.weight_bits"] for architecture in draws} == {2, 4}
+    with pytest.raises(ValueError, match=r"got FactorySpace; wrap it: class_path: search_spaces.QuantizedSpace"):
+        WeightBits(given.space)
+
+
+def test_the_service_takes_bits_for_a_limit_on_those_of_weights() -> None:
+    metrics = {"weight_bits": WeightBits(space()).metric, "accuracy": Metric("accuracy", "fraction", "maximize")}
+    task = SimpleNamespace(headline="accuracy")
+    served: Any = SimpleNamespace(metrics=metrics, supernet=SimpleNamespace(task=task))
+    for limits in ({}, {"max_weight_bits": 8}):
+        [limit] = wanted(served, SubnetworkRequest(bits=4, limits=limits)).limits
+        assert (limit.metric, limit.bound) == ("weight_bits", 4)
+    [limit] = wanted(served, SubnetworkRequest(bits=4, limits={"max_weight_bits": 2})).limits
+    assert limit.bound == 2
