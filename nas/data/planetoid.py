@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from nas.data.pickled_arrays import refuse_code
 from nas.data.source import DATA_DIR_VARIABLE
 
 __all__ = ["GraphSplits", "PlanetoidData"]
@@ -75,8 +76,8 @@ class PlanetoidData(LightningDataModule):
     Args:
         path: of the folder with ``ind.NAME.x``, ``.tx``, ``.allx``, ``.y``, ``.ty``, ``.ally``, ``.graph`` and
             ``.test.index``, or of the folder above its ``raw``; absolute, or relative to the environment variable
-            ``NAS_DATA_DIR`` or, without it, to the working directory. The files are pickles: use only such that you
-            trust.
+            ``NAS_DATA_DIR`` or, without it, to the working directory. The files are pickles: those that hold anything
+            but arrays are refused before they are read.
         normalise: divide the features of a node by their sum.
         sparse: give features as sparse COO tensors; ``False`` for networks that take dense ones only.
         num_classes: the network is made for; checked against the labels. ``None``: not checked.
@@ -99,7 +100,8 @@ class PlanetoidData(LightningDataModule):
 
         Raises:
             FileNotFoundError: there is no such folder, or it holds no graph.
-            ValueError: a split of the graph has no nodes, or it has another number of classes.
+            ValueError: a split of the graph has no nodes, it has another number of classes, or a file holds more
+                than arrays.
         """
         if self._splits is None:
             self._splits = self._load()
@@ -109,6 +111,8 @@ class PlanetoidData(LightningDataModule):
         folder, name = _find(self.path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy and scipy on the pickles of their old versions
+            for part in _PARTS[:-1]:
+                refuse_code(folder / f"ind.{name}.{part}")
             from torch_geometric.io import read_planetoid_data
 
             try:

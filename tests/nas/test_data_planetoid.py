@@ -1,5 +1,6 @@
 """Graphs in the format of Planetoid: what is read, and what is refused."""
 
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -78,6 +79,28 @@ def test_a_graph_without_splits_is_refused(copied: Path) -> None:
     shutil.rmtree(copied / "raw")
     (copied / "amazon.npz").write_bytes(b"")
     with pytest.raises(ValueError, match=r"\['amazon.npz'\], a graph without splits"):
+        PlanetoidData(str(copied)).prepare_data()
+
+
+class Command:
+    """What nobody expects in a graph."""
+
+    def __init__(self, made: Path) -> None:
+        self.made = made
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.made),)
+
+
+@pytest.mark.parametrize("part", ["x", "ally", "graph"])
+def test_files_that_run_something_are_refused_before_they_do(copied: Path, part: str) -> None:
+    file = copied / "raw" / f"ind.ring.{part}"
+    file.write_bytes(pickle.dumps({0: Command(copied / "made")}))
+    with pytest.raises(ValueError, match=r"nothing that runs, but it calls \w+.mkdir"):
+        PlanetoidData(str(copied)).prepare_data()
+    assert not (copied / "made").exists()
+    file.write_bytes(b"\x80no pickle")
+    with pytest.raises(ValueError, match=rf"ind.ring.{part} must hold arrays"):
         PlanetoidData(str(copied)).prepare_data()
 
 
