@@ -85,6 +85,23 @@ class DrNASSampler(AlphaSampler):
         return self.regularisation * kl_divergence(self._distribution(alpha), flat).sum()
 
 
+def _with_gumbel_noise(alpha: Tensor, generator: torch.Generator) -> Tensor:
+    """Return ``log softmax(alpha) + g`` with Gumbel noise ``g``, whose largest entry is a draw from the softmax."""
+    uniform = torch.rand(alpha.shape, generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
+    return alpha.log_softmax(-1) - (-uniform.log()).log().to(alpha.dtype)
+
+
+def _straight_through(noisy: Tensor, soft: Tensor) -> Tensor:
+    """Return ``onehot(argmax(noisy))`` with the gradient of ``soft``."""
+    return F.one_hot(noisy.argmax(-1), noisy.shape[-1]).to(soft.dtype) + (soft - soft.detach())
+
+
+def _falling(ends: tuple[float, float], progress: float) -> float:
+    """Return a temperature that falls linearly from the first to the last of ``ends``."""
+    first, last = ends
+    return first + (last - first) * min(1.0, progress)
+
+
 @final
 class GDASSampler(AlphaSampler):
     """One candidate in each step, by Gumbel noise and the straight-through gradient (GDAS, arXiv 1910.04465, Eq. 3-6).
@@ -109,16 +126,13 @@ class GDASSampler(AlphaSampler):
 
     def temperature(self, step: int) -> float:
         """Return ``tau`` at ``step``."""
-        first, last = self.tau
-        return first + (last - first) * min(1.0, step / self.steps)
+        return _falling(self.tau, step / self.steps)
 
     def sample(self, alpha: Tensor, *, step: int, generator: torch.Generator) -> Tensor:
         """Return a one-hot draw; see :class:`AlphaSampler`."""
-        uniform = torch.rand(alpha.shape, generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
-        noisy = alpha.log_softmax(-1) - (-uniform.log()).log().to(alpha.dtype)
+        noisy = _with_gumbel_noise(alpha, generator)
         soft = (noisy / self.temperature(step)).softmax(-1)
-        hard = F.one_hot(noisy.argmax(-1), alpha.shape[-1]).to(alpha.dtype)
-        return hard + (soft - soft.detach())
+        return _straight_through(noisy, soft)
 
     def mean(self, alpha: Tensor) -> Tensor:
         """Return ``softmax(alpha)``, the probability that Gumbel noise makes a candidate the largest."""
@@ -154,17 +168,15 @@ class GumbelSampler(AlphaSampler):
 
     def temperature(self, step: int) -> float:
         """Return ``tau`` at ``step``."""
-        first, last = self.tau
-        return first + (last - first) * min(1.0, step / self.steps)
+        return _falling(self.tau, step / self.steps)
 
     def sample(self, alpha: Tensor, *, step: int, generator: torch.Generator) -> Tensor:
         """Return a draw; see :class:`AlphaSampler`."""
-        uniform = torch.rand(alpha.shape, generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
-        noisy = alpha.log_softmax(-1) - (-uniform.log()).log().to(alpha.dtype)
+        noisy = _with_gumbel_noise(alpha, generator)
         soft = (noisy / self.temperature(step)).softmax(-1)
         if step < self.steps * (1 - self.hard):
             return soft
-        return F.one_hot(noisy.argmax(-1), alpha.shape[-1]).to(alpha.dtype) + (soft - soft.detach())
+        return _straight_through(noisy, soft)
 
     def mean(self, alpha: Tensor) -> Tensor:
         """Return ``softmax(alpha)``, the probability that Gumbel noise makes a candidate the largest."""
