@@ -18,7 +18,7 @@ from supernets.deployment import QuantizedLayer
 from supernets.formats import Format, file_format
 from supernets.open_dims import described, open_dims, resized
 
-__all__ = ["MANIFEST", "ExportError", "Exported", "export"]
+__all__ = ["MANIFEST", "ExportError", "Exported", "answers", "export"]
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -122,6 +122,19 @@ def export(
         shutil.rmtree(draft, ignore_errors=True)
     paths = {form.name: target / form.filename for form in chosen}
     return Exported(target, paths, parity, record["parameters"], record)
+
+
+def answers(
+    reference: Callable[..., Any], module: nn.Module, inputs: tuple[Tensor, ...]
+) -> list[tuple[tuple[Tensor, ...], list[Tensor]]]:
+    """Return all (inputs, outputs) of ``reference`` that an export of ``module`` compares with; equal in every process.
+
+    For an export in a process that does not have the reference.
+
+    Raises:
+        ExportError: the inputs have no common batch dimension.
+    """
+    return [(probe, _run(reference, probe)) for probe in _probes(module, inputs)]
 
 
 def _formats(names: Sequence[str], quantized: Mapping[str, QuantizedLayer] | None, *, real_only: bool) -> list[Format]:

@@ -22,6 +22,7 @@ __all__ = [
     "Pt2Format",
     "SafetensorsFormat",
     "file_format",
+    "filename_of",
 ]
 
 FORMATS = ("safetensors", "pt2", "onnx")
@@ -152,6 +153,16 @@ class OnnxFormat(Format):
         shapes = {t.name: tuple(t.dims) for t in onnx.load(str(path)).graph.initializer}
         names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         return Loaded(call, sum(torch.Size(shape).numel() for name, shape in shapes.items() if name in names))
+
+
+def filename_of(name: str) -> str:
+    """Return what the file of the format called ``name`` is called in an export.
+
+    >>> filename_of("onnx-lowbit")
+    'model.lowbit.onnx'
+    """
+    kinds: tuple[type[Format], ...] = (SafetensorsFormat, Pt2Format, OnnxFormat, LowBitOnnxFormat)
+    return {kind.name: kind.filename for kind in kinds}[name]
 
 
 def file_format(name: str, quantized: Mapping[str, QuantizedLayer] | None = None, *, real_only: bool = False) -> Format:

@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -22,6 +22,7 @@ from nas.service.page import description_page
 from nas.service.problems import RefusedError, refusals
 from nas.service.schemas import (
     SUBNETWORK,
+    Form,
     Front,
     GenerateRequest,
     Health,
@@ -39,7 +40,6 @@ from nas.service.settings import TOKEN, ServiceSettings
 __all__ = ["SETTINGS", "create_app", "from_environment"]
 
 SETTINGS = "NAS_SERVICE_SETTINGS"
-Form = Literal["safetensors", "pt2", "onnx"]
 Name = Annotated[str, Path(max_length=200, description="name of a supernet")]
 Subnet = Annotated[str, Path(pattern=SUBNETWORK, description="id of a subnetwork")]
 JobName = Annotated[str, Path(pattern=JOB, description="id of a job")]

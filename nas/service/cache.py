@@ -17,8 +17,9 @@ from nas.service.problems import RefusedError
 from nas.service.served import Served
 from nas.service.tracing import Order, Tracer, refusal
 from search_spaces import Architecture
+from supernets.deployment import quantized_layers
 from supernets.export import MANIFEST, ExportError, export
-from supernets.formats import file_format
+from supernets.formats import filename_of
 
 __all__ = ["Opened", "WeightCache"]
 
@@ -68,7 +69,7 @@ class WeightCache:
     def open(self, name: str, form: str) -> Opened | None:
         """Return the file of a subnetwork, or ``None`` where it is not in the cache."""
         place = self._place(name, form)
-        filename = file_format(form).filename
+        filename = filename_of(form)
         try:
             manifest = (place / MANIFEST).read_bytes()
             file = (place / filename).open("rb")
@@ -96,15 +97,18 @@ class WeightCache:
         manifest = manifest_of(
             served.supernet, architecture, served.screen.meter(architecture), weights=served.objective.version
         )
+        inputs = served.space.inputs(architecture, batch_size=2)
         try:
             if form == "safetensors":
-                inputs = served.space.inputs(architecture, batch_size=2)
                 export(handed, inputs, place, formats=[form], manifest=manifest, reference=bound)
             else:
                 self.tracer(
                     Order.of(
                         handed,
                         architecture,
+                        inputs,
+                        reference=bound,
+                        quantized=quantized_layers(served.supernet.source, architecture),
                         space=served.supernet.tree()["space"],
                         trust=self.trust,
                         form=form,

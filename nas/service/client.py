@@ -6,12 +6,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, final
+from typing import Any, Self, TypeVar, final
 
 import requests
 from pydantic import BaseModel, TypeAdapter
 
 from nas.service.schemas import (
+    Form,
     Front,
     GenerateRequest,
     Job,
@@ -188,8 +189,8 @@ class Client:
             raise ServiceError(422, job.state, job.message or f"the job was {job.state}")
         return job
 
-    def manifest(self, subnetwork: Subnetwork | str, *, format: str = "safetensors") -> dict[str, Any]:
-        """Return the manifest of a file: architecture, digest, parity, and how to load it."""
+    def manifest(self, subnetwork: Subnetwork | str, *, format: Form = "safetensors") -> dict[str, Any]:
+        """Return the manifest of a file: architecture, digest, parity, how to load it, and what became of low bits."""
         found: dict[str, Any] = self._send(
             "GET", f"/v1/subnetworks/{_name(subnetwork)}/manifest", params={"format": format}
         ).json()
@@ -200,7 +201,7 @@ class Client:
         subnetwork: Subnetwork | str,
         path: str | Path,
         *,
-        format: Literal["safetensors", "pt2", "onnx"] = "safetensors",
+        format: Form = "safetensors",
     ) -> Path:
         """Write the weights of a subnetwork to a file, which appears complete or not at all.
 

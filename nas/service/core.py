@@ -48,7 +48,6 @@ from nas.service.settings import ServiceSettings
 from nas.service.uploads import read_examples, sample
 from nas.service.work import SharedWork, Workers
 from search_spaces import Architecture, import_path
-from supernets.formats import FORMATS
 
 __all__ = ["AT_ONCE", "Service", "summary"]
 
@@ -143,7 +142,7 @@ class Service:
             headline=served.supernet.task.headline,
             inputs=[["batch", *shape[1:]] for shape in shapes],
             studied=len(served.known.trials),
-            formats=list(FORMATS),
+            formats=list(served.formats()),
         )
 
     def front(self, name: str, objectives: Sequence[str]) -> Front:
@@ -173,13 +172,21 @@ class Service:
         """Return the file of a subnetwork, and whether it had to be made.
 
         Raises:
-            RefusedError: there is no such subnetwork (404), or it cannot be made.
+            RefusedError: there is no such subnetwork (404), the format packs low bits that it does not have (422), or
+                it cannot be made.
         """
         opened = await asyncio.to_thread(self.cache.open, name, form)
         if opened is not None:
             self.meters.cache.labels("hit").inc()
             return opened, False
         served, architecture = self._named(name)
+        if form not in served.formats(architecture):
+            raise RefusedError(
+                422,
+                "not_quantized",
+                f"{form} packs layers of fewer than 32 bits, and this subnetwork of {served.offer.name} has none; ask "
+                f"for one of {', '.join(served.formats(architecture))}",
+            )
         self.meters.cache.labels("miss").inc()
         shared = self.shared if form == "safetensors" else self.traced
         await shared.run((name, form), lambda: self.cache.make(served, architecture, form))

@@ -48,7 +48,7 @@ def file_answer(opened: Opened, headers: Mapping[str, str], *, name: str, public
         raise
     start, stop = part or (0, opened.size)
     common["Content-Length"] = str(stop - start)
-    common["Content-Disposition"] = f'attachment; filename="{name}.{opened.filename.rpartition(".")[2]}"'
+    common["Content-Disposition"] = f'attachment; filename="{name}.{opened.filename.partition(".")[2]}"'
     if part is not None:
         common["Content-Range"] = f"bytes {start}-{stop - 1}/{opened.size}"
     status = 200 if part is None else 206

@@ -8,6 +8,7 @@ __all__ = [
     "SUBNETWORK",
     "ChoiceInfo",
     "CostInfo",
+    "Form",
     "Front",
     "GenerateRequest",
     "Health",
@@ -31,6 +32,7 @@ SUBNETWORK = r"^[0-9a-f]{16}-[0-9a-z]{1,160}$"
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Value = StrictBool | StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)] | StrictStr
 Direction = Literal["minimize", "maximize"]
+Form = Literal["safetensors", "pt2", "onnx", "onnx-lowbit"]
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 
 
@@ -57,7 +59,7 @@ class Subnetwork(BaseModel):
         arch_id: digest of the architecture.
         measurements: what is known of it.
         origin: ``study`` (a search has found it), ``search`` (a quick search has), ``request`` (the client named it).
-        weights: format -> link.
+        weights: format -> link; ``onnx-lowbit`` only where a layer has fewer than 32 bits.
     """
 
     id: str
@@ -176,6 +178,7 @@ class ModelInfo(ModelSummary):
         inputs: shape of each input, the batch first.
         headline: metric by which subnetworks are ranked.
         studied: trials that answers are chosen from.
+        formats: of files; ``onnx-lowbit`` only where bits are quantised.
     """
 
     space: SpaceInfo

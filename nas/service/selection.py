@@ -13,7 +13,6 @@ from nas.service.problems import RefusedError
 from nas.service.schemas import Front, Measured, Subnetwork, SubnetworkRequest, Subnetworks
 from nas.service.served import Served
 from search_spaces import Architecture, InvalidArchitectureError
-from supernets.formats import FORMATS
 from trials import Limit, Measurement, Metric, Trial, non_dominated, parse_limits
 
 __all__ = [
@@ -97,7 +96,7 @@ def as_subnetwork(
         arch_id=architecture.arch_id,
         measurements={key: Measured(**item.to_dict()) for key, item in sorted(measurements.items())},
         origin=origin,
-        weights={form: f"/v1/subnetworks/{name}/weights?format={form}" for form in FORMATS},
+        weights={form: f"/v1/subnetworks/{name}/weights?format={form}" for form in served.formats(architecture)},
     )
 
 

@@ -27,9 +27,10 @@ from nas.sampling import reach
 from nas.service.identity import revision_of, subnetwork_id
 from nas.service.settings import Offer, ServiceSettings
 from nas.trainer import open_supernet
-from search_spaces import Architecture, SearchSpace, derive_seed, describe
+from search_spaces import FULL_PRECISION, Architecture, SearchSpace, derive_seed, describe
 from supernets import Supernet, read_card
 from supernets.calibration import norms
+from supernets.formats import FORMATS, QUANTIZED_FORMATS
 from trials import Limit, Metric, Outcome
 
 __all__ = ["Generator", "Memory", "Served", "load", "with_trials"]
@@ -139,6 +140,14 @@ class Served:
     def name_of(self, architecture: Architecture) -> str:
         """Return the id of one of its subnetworks."""
         return subnetwork_id(self.revision, self.space, architecture)
+
+    def formats(self, architecture: Architecture | None = None) -> tuple[str, ...]:
+        """Return which formats the files of a subnetwork can have; of any subnetwork by default."""
+        packed = self.supernet.source.quantizes and (
+            architecture is None
+            or any(bits < FULL_PRECISION for bits, _ in self.space.bitwidths(architecture).values())
+        )
+        return (*FORMATS, *QUANTIZED_FORMATS) if packed else FORMATS
 
     def extracted(self, architecture: Architecture) -> tuple[nn.Module, nn.Module]:
         """Return the calibrated subnetwork, owning its tensors, and a binding to the supernet to compare it with."""

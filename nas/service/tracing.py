@@ -3,19 +3,20 @@
 While ``torch.export`` traces, it changes the forward pass of every module in its process: calls of other threads fail.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nas.service.problems import RefusedError
 from search_spaces import Architecture, Candidate, SearchSpace, construct, fill, skeleton
 from supernets import trusted
-from supernets.export import ExportError, export
+from supernets.deployment import QuantizedLayer
+from supernets.export import ExportError, answers, export
 from trials import ProcessExecutor
 
 __all__ = ["Order", "Tracer", "refusal", "trace"]
@@ -31,8 +32,9 @@ class Order:
         space: description of the space.
         trust: packages that it may name.
         architecture: what is built.
-        state: its calibrated tensors, as ``torch.save`` writes them.
-        form: one of :data:`supernets.FORMATS`.
+        tensors: as ``torch.save`` writes them: calibrated, with the integers of quantised weights, and what the
+            supernet answers to the probes of the export.
+        form: a format of :func:`supernets.export`.
         folder: see :func:`supernets.export`.
         manifest: see :func:`supernets.export`.
     """
@@ -40,7 +42,7 @@ class Order:
     space: Mapping[str, Any]
     trust: tuple[str, ...]
     architecture: Mapping[str, Candidate]
-    state: bytes
+    tensors: bytes
     form: str
     folder: Path
     manifest: Mapping[str, Any]
@@ -50,16 +52,38 @@ class Order:
         cls,
         module: nn.Module,
         architecture: Architecture,
+        inputs: tuple[Tensor, ...],
         *,
+        reference: Callable[..., Any],
+        quantized: Mapping[str, QuantizedLayer],
         space: Mapping[str, Any],
         trust: tuple[str, ...],
         form: str,
         folder: Path,
         manifest: Mapping[str, Any],
     ) -> "Order":
-        """Return the order of a module that was extracted and calibrated."""
+        """Return the order of a module that was extracted and calibrated.
+
+        Args:
+            module: owns its tensors.
+            architecture: of it.
+            inputs: example inputs.
+            reference: what the file must compute: the binding to the supernet. It stays here: its answers travel.
+            quantized: module name -> integers of its weight.
+            space: see :class:`Order`, as are the others.
+            trust: packages.
+            form: of the file.
+            folder: of the export.
+            manifest: of the export.
+        """
         buffer = BytesIO()
-        torch.save(module.state_dict(keep_vars=True), buffer)
+        parts = {
+            "state": module.state_dict(keep_vars=True),
+            "inputs": inputs,
+            "answers": answers(reference, module, inputs),
+            "quantized": {name: vars(layer) for name, layer in quantized.items()},
+        }
+        torch.save(parts, buffer)
         return cls(space, trust, dict(architecture), buffer.getvalue(), form, folder, manifest)
 
 
@@ -78,16 +102,41 @@ def refusal(error: Exception) -> RefusedError:
     return RefusedError(422, "not_exportable", str(error))
 
 
+@final
+class _Answers:
+    """What another process has computed, given again for the same inputs, and for no others.
+
+    Args:
+        known: (inputs, outputs) of each.
+    """
+
+    def __init__(self, known: Sequence[tuple[tuple[Tensor, ...], Any]]) -> None:
+        self._known = known
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        for probe, outputs in self._known:
+            if len(probe) == len(inputs) and all(map(torch.equal, probe, inputs)):
+                return outputs
+        raise LookupError("the supernet was not asked about the inputs that the export compares on")
+
+
 def trace(order: Order) -> _Trouble | None:
     """Write the file of an order; return why it could not be."""
     space = construct(dict(order.space), SearchSpace, trusted=trusted(order.trust))
     assert isinstance(space, SearchSpace)  # noqa: S101 - construct has checked
     architecture = space.architecture(order.architecture)
-    state = torch.load(BytesIO(order.state), weights_only=True)
-    module = fill(skeleton(space, architecture), state, copy=True).eval()
-    inputs = space.inputs(architecture, batch_size=2)
+    given = torch.load(BytesIO(order.tensors), weights_only=True)
+    module = fill(skeleton(space, architecture), given["state"], copy=True).eval()
     try:
-        export(module, inputs, order.folder, formats=[order.form], manifest=order.manifest)
+        export(
+            module,
+            given["inputs"],
+            order.folder,
+            formats=[order.form],
+            manifest=order.manifest,
+            reference=_Answers(given["answers"]),
+            quantized={name: QuantizedLayer(**layer) for name, layer in given["quantized"].items()},
+        )
     except (ExportError, ModuleNotFoundError) as error:
         told = refusal(error)
         return _Trouble(told.status, told.error, told.message, told.headers)
