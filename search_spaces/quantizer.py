@@ -109,7 +109,9 @@ class InputQuantizer(nn.Module):
         self.scale = nn.Parameter(torch.full((), math.nan))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, ...)`` to the same shape."""
+        """Map ``(B, ...)`` to the same shape; without arithmetic on the meta device, where shapes are all there is."""
+        if x.is_meta:
+            return x
         factor = 1 / math.sqrt(math.prod(x.shape[1:]) * self.high)
         return fake_quantize(x, self.scale, self.low, self.high, gradient_factor=factor)
 

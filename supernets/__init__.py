@@ -10,6 +10,7 @@ from supernets.distillation import KL, AlphaDivergence, Distillation, SoftTarget
 from supernets.expected import ExpectedCost, ExpectedParameters
 from supernets.expected_bits import ExpectedBufferBytes, ExpectedWeightBytes
 from supernets.export import Exported, ExportError, export
+from supernets.gate_costs import BitCosts
 from supernets.generated import GeneratedWeights
 from supernets.growth import Ensemble, Member, grow, grow_mixed, member_of
 from supernets.implicit import ImplicitWeights
@@ -26,7 +27,7 @@ from supernets.quantizers import LSQ, SBS, Binary, Codes, FixedPoint, StatsQ, Te
 from supernets.relaxation import Relaxation, RelaxationError
 from supernets.rules import SamplingRule, SandwichRule, Score, SingleRule, Slot, UniformRule
 from supernets.samplers import AlphaSampler, DrNASSampler, GDASSampler, GumbelSampler, SoftmaxSampler, SPOSSampler
-from supernets.sbs import BitCosts, SBSRule
+from supernets.sbs import SBSRule
 from supernets.schedules import ConstantEnding, Cosine, Restarts
 from supernets.sorting import importance, sort_channels
 from supernets.supernet import Supernet

@@ -34,7 +34,7 @@ def shares(gates: Tensor) -> Tensor:
 
 
 def at_boundary(gates: Tensor) -> Tensor:
-    """Return ``gates`` with gradients for two of them alone: the last open one and the first closed one.
+    """Return ``gates`` with gradients for two of them alone, the last open one and the first closed one; closed behind.
 
     These are the ones that can change the bitwidth by one position. All others enter as constants: with residuals in
     comparable units a cost would otherwise close the inner gates first, which carry the cost of all behind them, and a
@@ -43,9 +43,10 @@ def at_boundary(gates: Tensor) -> Tensor:
     Args:
         gates: ``(K - 1,)``, 0 or 1.
     """
-    count = int((gates.detach() > 0).long().cumprod(0).sum())
+    reached = (gates.detach() > 0).to(gates.dtype).cumprod(0)
+    count = int(reached.sum())
     places = torch.arange(len(gates), device=gates.device)
-    return torch.where((places == count) | (places == count - 1), gates, gates.detach())
+    return torch.where((places == count) | (places == count - 1), gates, reached)
 
 
 def open_gates(metric: Tensor, threshold: Tensor) -> int:

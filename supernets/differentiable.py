@@ -110,8 +110,7 @@ class DifferentiableRule(nn.Module, SamplingRule):
                 pass
             except TypeError as error:
                 raise ValueError(
-                    f"DifferentiableRule needs relaxed weights, which {type(source).__name__} does not give; use "
-                    "SharedWeights or MixtureWeights, or another rule"
+                    f"DifferentiableRule needs relaxed weights, which {type(source).__name__} does not give: {error}"
                 ) from error
         operations = source.relaxation.operations
         if operations and self.sampler.learns:

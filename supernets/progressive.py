@@ -9,7 +9,7 @@ from typing import Literal, final
 
 import torch
 
-from search_spaces import Architecture, Choice, SearchSpace, couplings, derive_seed
+from search_spaces import Architecture, Choice, SearchSpace, derive_seed
 from supernets.rules import SamplingRule, Score, Slot
 from supernets.weights import WeightSource
 
@@ -172,9 +172,9 @@ def _check_sortable(space: SearchSpace, source: WeightSource) -> None:
     if not source.sortable:
         raise ValueError(
             f"ShrinkingStage.sort_channels reorders plain shared weights and cannot with {type(source).__name__}; "
-            "use SharedWeights or ImplicitWeights, or set sort_channels: false"
+            "use SharedWeights, by itself or in QuantizedWeights, or ImplicitWeights, or set sort_channels: false"
         )
-    found = couplings(space)
+    found = source.couplings()
     if not found.verified:
         left = [coupling.sites[0].tensor for coupling in found.left_out]
         reason = f"its networks compute something else when those of {left} are reordered" if left else "no width does"

@@ -16,6 +16,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from search_spaces import (
     FULL_PRECISION,
     Architecture,
+    Coupling,
+    Couplings,
     QuantizedSpace,
     RelaxedArchitecture,
     SearchSpace,
@@ -26,10 +28,13 @@ from search_spaces.quantized_sites import representatives
 from search_spaces.quantizer import input_range
 from supernets.bit_gates import residual_metric
 from supernets.calibration import UncalibratedError
+from supernets.mixed_bits import mixed
 from supernets.quantizers import LSQ, Codes, WeightQuantizer
-from supernets.relaxed_bits import BitRelaxation, pinned, superposed
+from supernets.relaxation import Relaxation
+from supernets.relaxed_bits import BitRelaxation, pinned
 from supernets.scales import ScaleBank
 from supernets.skeletons import ThreadCache
+from supernets.sorting import by_importance, permute
 from supernets.weights import SharedWeights, WeightSource
 
 __all__ = ["QuantizedWeights"]
@@ -79,6 +84,7 @@ class QuantizedWeights(WeightSource):
         self.quantized_space = space
         self.wrapped = source(space.space)
         self.generated = self.wrapped.generated
+        self.sortable = isinstance(self.wrapped, SharedWeights)
         self.quantizer = LSQ() if quantizer is None else quantizer
         given = inspect.signature(type(self.wrapped)).parameters
         settings = {name: getattr(self.wrapped, name) for name in given if name != "space"}
@@ -247,55 +253,101 @@ class QuantizedWeights(WeightSource):
 
     @property
     def relaxation(self) -> BitRelaxation:  # type: ignore[override]
-        """Runs a network with several bitwidths at once; other choices cannot be relaxed here."""
+        """Runs networks with several bitwidths at once, and other candidates by masks where the source has them."""
         if self._bit_relaxation is None:
-            self._bit_relaxation = BitRelaxation(self.quantized_space, self.wrapped.skeletons)
+            self._bit_relaxation = BitRelaxation(self.quantized_space, self.wrapped.skeletons, self._masks)
         return self._bit_relaxation
 
+    def _masks(self) -> Relaxation:
+        """Return the masks of the wrapped space.
+
+        Raises:
+            TypeError: masked and quantised weights would not be those of the subnetworks.
+            RelaxationError: the space cannot be relaxed.
+        """
+        if not isinstance(self.wrapped, SharedWeights) or self.wrapped.kernel_transform:
+            raise TypeError(
+                "candidates of other choices than bits are mixed by masks on plain shared weights; set the source of "
+                "QuantizedWeights to SharedWeights with kernel_transform: false, or search these choices with "
+                "SandwichRule and nas search"
+            )
+        if not self.quantizer.learned:
+            raise TypeError(
+                f"{type(self.quantizer).__name__} takes its scales from all weights of a layer, so that those of a "
+                "masked layer are not those of the subnetwork; use LSQ or SBS, whose scales are learned"
+            )
+        if self.wrapped.relaxation.operations:
+            raise TypeError(
+                f"{self.wrapped.relaxation.operations[0]!r} chooses among operations, which are not mixed at several "
+                "bitwidths at once; fix it, or search it with SandwichRule and nas search"
+            )
+        return self.wrapped.relaxation
+
     def relaxed(self, architecture: RelaxedArchitecture) -> dict[str, Tensor]:
-        """Return the tensors of the one network in ``architecture``, its weights mixed over bitwidths.
+        """Return the tensors of the network in ``architecture``, its weights mixed over bitwidths, then masked.
 
         For :attr:`relaxation`, which mixes inputs by the ``scales`` and ``shares`` among them.
 
         Raises:
-            TypeError: ``architecture`` mixes something else than bits.
+            TypeError: ``architecture`` mixes something else than bits, and these weights cannot.
+            RelaxationError: so it does, and the space cannot.
             UncalibratedError: no input was ever observed.
         """
-        space = self.quantized_space
-        base = pinned(space, architecture)
+        base = pinned(self.quantized_space, architecture)
+        masks = None if base is not None else self._masks()
         self._require_observed()
-        tensors: dict[str, Tensor] = self.wrapped(base)
-        made: dict[int, Tensor] = {}
-        added: dict[str, Tensor] = {}
-        for layer in space.bitwidths(space.architecture({**space.largest(), **base})):
-            weight = tensors[f"{layer}.weight"]
-            (of_weight, of_input), (weight_bits, input_bits) = space.bit_choices(layer), space.options(layer)
-            at = functools.partial(self._at, layer, weight, base)
-            if of_weight is None:
-                made[id(weight)] = at(weight_bits[0])
-            else:
-                made[id(weight)] = superposed([functools.partial(at, b) for b in weight_bits], architecture[of_weight])
-                self.relaxation.note(of_weight, self._residuals(layer, weight, base, weight_bits[:-1]))
-            prefix = f"{layer}.input_quantizer"
-            scales = [self.input_scales(layer, b) if b < FULL_PRECISION else weight.new_ones(()) for b in input_bits]
-            if of_input is not None:
-                added |= {f"{prefix}.scales": torch.stack(scales), f"{prefix}.shares": architecture[of_input]}
-            elif input_bits[0] < FULL_PRECISION:
-                added[f"{prefix}.scale"] = scales[0]
-        return {name: made.get(id(tensor), tensor) for name, tensor in tensors.items()} | added
+        if base is not None:
+            return mixed(self, architecture, base, self.wrapped(base))
+        assert masks is not None  # noqa: S101 - one or the other
+        assert isinstance(self.wrapped, SharedWeights)  # noqa: S101 - has masks
+        largest = self.quantized_space.space.largest()
+        tensors = mixed(self, architecture, largest, self.wrapped(largest))
+        if self.relaxation.groups is not None:
+            for choice, metrics in self.relaxation.groups.metrics(self.wrapped.stored()).items():
+                self.relaxation.note(choice, metrics)
+        return {**tensors, **masks.soften({source: tensors[source] for source in masks.sources.values()}, architecture)}
 
-    def _at(self, layer: str, weight: Tensor, base: Architecture, bits: int) -> Tensor:
-        """Return a weight at ``bits``."""
+    def couplings(self) -> Couplings:
+        """Return those of the wrapped source."""
+        return self.wrapped.couplings()
+
+    def sort(self, optimizer: torch.optim.Optimizer | None = None) -> Couplings:
+        """Put channels in falling order of :func:`importance`, in place, with their scales."""
+        if not isinstance(self.wrapped, SharedWeights):
+            return super().sort(optimizer)
+
+        def order(tensors: Mapping[str, Tensor], coupling: Coupling) -> Tensor:
+            places = by_importance(tensors, coupling)
+            for site in coupling.sites:
+                layer = site.tensor.removesuffix(".weight")
+                if layer in self._witnesses and site.dim == 0 and self.quantizer.learned:
+                    for key in {self._key(bits) for bits in self._options(layer)[0]}:
+                        scale = self.weight_scales.stored(layer, key)
+                        if scale.ndim:
+                            permute(scale, site, places, optimizer)
+            return places
+
+        return self.wrapped.reorder(order, optimizer)
+
+    def at(self, layer: str, weight: Tensor, base: Architecture, bits: int) -> Tensor:
+        """Return the weight of a layer at ``bits``, 32 being full precision.
+
+        Args:
+            layer: name.
+            weight: as the wrapped source gives it for ``base``.
+            base: architecture without bits.
+            bits: one of the layer's options.
+        """
         return weight if bits == FULL_PRECISION else self.quantizer(weight, bits, self.scale(layer, bits, base))
 
     @torch.no_grad()
-    def _residuals(self, layer: str, weight: Tensor, base: Architecture, bits: Sequence[int]) -> Tensor:
-        """Return the metric of what each of ``bits`` leaves of a weight."""
+    def residuals(self, layer: str, weight: Tensor, base: Architecture, bits: Sequence[int]) -> Tensor:
+        """Return the metric ``(len(bits),)`` of what each of ``bits`` leaves of a weight, see ``residual_metric``."""
         found = []
         for b in bits:
             step = self.quantizer.step(weight, b, self.scale(layer, b, base))
             low, high = (place + self.quantizer.offset for place in self.quantizer.bounds(b))
-            found.append(residual_metric(weight, self._at(layer, weight, base, b), step, (low, high)))
+            found.append(residual_metric(weight, self.at(layer, weight, base, b), step, (low, high)))
         return torch.stack(found)
 
     @torch.no_grad()

@@ -99,7 +99,7 @@ class Relaxation:
         self._networks: ThreadCache[torch.device, MaskedNetwork] = ThreadCache(maxsize=2)
         self._refuse_unplaced()
         device = torch.device("cpu")
-        network = self._networks.get(device, lambda: self._build(device))
+        network = self._networks.get(device, lambda: self.network(device))
         check_relaxation(
             space,
             self._slicer,
@@ -215,11 +215,24 @@ class Relaxation:
             regularise: whether dropout is on.
         """
         device = next(iter(tensors.values())).device
-        network = self._networks.get(device, lambda: self._build(device))
+        network = self._networks.get(device, lambda: self.network(device))
+        return self.run(network, relaxed, tensors, inputs, regularise=regularise)
+
+    def run(
+        self,
+        network: MaskedNetwork,
+        relaxed: RelaxedArchitecture,
+        tensors: Mapping[str, Tensor],
+        inputs: tuple[Any, ...],
+        *,
+        regularise: bool,
+    ) -> Any:
+        """Return the outputs of ``network``, one that :meth:`network` has made; else like :meth:`__call__`."""
         features = {name: self._masks[number](relaxed) for name, number in self._norms.items()}
         return network(relaxed, features, tensors, inputs, regularise=regularise)
 
-    def _build(self, device: torch.device) -> MaskedNetwork:
+    def network(self, device: torch.device) -> MaskedNetwork:
+        """Return a new copy of the largest build with gates and weighted norms, without values of its own."""
         with device:
             module = skeleton(self.space)
         return MaskedNetwork(module, self._gates, list(self._norms), mixes=self.space.mixes_operations)

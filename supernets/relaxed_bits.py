@@ -12,6 +12,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from search_spaces import FULL_PRECISION, Architecture, QuantizedSpace, RelaxedArchitecture
 from search_spaces.quantizer import InputQuantizer, input_range, quantize_input
 from supernets.bit_gates import residual_metric
+from supernets.masked_network import MaskedNetwork
+from supernets.pruning import ChannelGroups
+from supernets.relaxation import Relaxation
 from supernets.skeletons import Skeletons, ThreadCache
 
 __all__ = ["BitRelaxation", "RelaxedInput", "pinned", "superposed"]
@@ -19,20 +22,16 @@ __all__ = ["BitRelaxation", "RelaxedInput", "pinned", "superposed"]
 _WATCHED = 8  # examples of a batch whose residuals are measured
 
 
-def pinned(space: QuantizedSpace, relaxed: RelaxedArchitecture) -> Architecture:
+def pinned(space: QuantizedSpace, relaxed: RelaxedArchitecture) -> Architecture | None:
     """Return the architecture without bits on whose candidates ``relaxed`` puts all weight.
 
-    Raises:
-        TypeError: it mixes candidates of a choice that is not one of bits.
+    ``None`` where it mixes candidates of a choice that is not one of bits, or is to learn from its gradient.
     """
     values = {}
     for choice in space.space.choices:
-        weights = relaxed[choice.name].detach()
-        if float(weights.max()) != 1.0:
-            raise TypeError(
-                f"bits alone can be mixed in one pass, not the candidates of {choice.name!r}; fix that choice, search "
-                "it with SandwichRule and nas search, or relax the space without bits"
-            )
+        weights = relaxed[choice.name]
+        if weights.requires_grad or float(weights.max()) != 1.0:
+            return None
         values[choice.name] = choice.candidates[int(weights.argmax())]
     return space.space.architecture(values)
 
@@ -109,30 +108,39 @@ class RelaxedInput(nn.Module):
 
 @final
 class BitRelaxation:
-    """Runs one architecture with the weighted sum of the bitwidths of its inputs.
+    """Runs networks with the weighted sum of the bitwidths of their inputs.
+
+    Where all weight is on one candidate of each other choice it is that network that runs, else the largest build under
+    the masks of the wrapped space.
 
     Args:
         space: with choices of bits.
         skeletons: of the wrapped space, without bits.
+        masks: returns the relaxation of the wrapped space, or raises ``TypeError`` where its weights have none.
 
     Attributes:
         operations: none, see ``Relaxation``.
-        listener: told choice -> metrics ``(K - 1,)`` of its bitwidths but the last after every call, see
-            ``residual_metric``; the mean over layers where several share the choice.
+        groups: channels whose importance the listener is told too; none at first.
+        listener: told choice -> metrics ``(K - 1,)`` after every call: of its bitwidths but the last, see
+            ``residual_metric``, the mean over layers where several share the choice; and of ``groups`` where the
+            largest build has run.
     """
 
     operations: tuple[str, ...] = ()
 
-    def __init__(self, space: QuantizedSpace, skeletons: Skeletons) -> None:
+    def __init__(self, space: QuantizedSpace, skeletons: Skeletons, masks: Callable[[], Relaxation]) -> None:
         self.space = space
+        self.masks = masks
+        self.groups: ChannelGroups | None = None
         self.listener: Callable[[Mapping[str, Tensor]], None] | None = None
         self._skeletons = skeletons
         self._networks: ThreadCache[tuple[Architecture, torch.device], nn.Module] = ThreadCache(maxsize=2)
-        self._of_weights: dict[str, list[Tensor]] = {}
+        self._masked: ThreadCache[torch.device, MaskedNetwork] = ThreadCache(maxsize=2)
+        self._noted: dict[str, list[Tensor]] = {}
 
-    def note(self, choice: str, residuals: Tensor) -> None:
-        """Keep metrics of a weight until the next call."""
-        self._of_weights.setdefault(choice, []).append(residuals)
+    def note(self, choice: str, metrics: Tensor) -> None:
+        """Keep metrics of weights until the next call."""
+        self._noted.setdefault(choice, []).append(metrics)
 
     def __call__(
         self,
@@ -145,36 +153,55 @@ class BitRelaxation:
         """Return the outputs; norms use the statistics of the batch.
 
         Args:
-            relaxed: weights of all bitwidths, and a single candidate of each other choice.
+            relaxed: weights of all candidates.
             tensors: what the source gives for ``relaxed``.
             inputs: of the network.
             regularise: whether dropout is on.
         """
         base = pinned(self.space, relaxed)
         device = next(iter(tensors.values())).device
+        if base is None:
+            network = self._masked.get(device, lambda: self._dressed(device))
+            outputs = self.masks().run(network, relaxed, tensors, inputs, regularise=regularise)
+            self._tell(network.module)
+            return outputs
         module = self._networks.get((base, device), lambda: self._build(base, device))
         module.train(regularise)
         for layer in module.modules():
             if isinstance(layer, _NormBase | nn.RNNBase):
                 layer.train()
         outputs = functional_call(module, dict(tensors), inputs, tie_weights=False)
-        found, self._of_weights = self._of_weights, {}
-        if self.listener is not None:
-            for name, layer in module.named_modules():
-                if isinstance(layer, RelaxedInput) and layer.residuals is not None:
-                    choice = self.space.bit_choices(name.removesuffix(".input_quantizer"))[1]
-                    found.setdefault(str(choice), []).append(layer.residuals)
-            self.listener({choice: torch.stack(metrics).mean(0) for choice, metrics in found.items()})
+        self._tell(module)
         return outputs
+
+    def _tell(self, module: nn.Module) -> None:
+        found, self._noted = self._noted, {}
+        if self.listener is None:
+            return
+        for name, layer in module.named_modules():
+            if isinstance(layer, RelaxedInput) and layer.residuals is not None:
+                choice = self.space.bit_choices(name.removesuffix(".input_quantizer"))[1]
+                found.setdefault(str(choice), []).append(layer.residuals)
+        self.listener({choice: torch.stack(metrics).mean(0) for choice, metrics in found.items()})
+
+    def _dressed(self, device: torch.device) -> MaskedNetwork:
+        network = self.masks().network(device)
+        with device:
+            self._quantize(network.module, self.space.space.largest())
+        return network
 
     def _build(self, base: Architecture, device: torch.device) -> nn.Module:
         module = self._skeletons.take(base, device)
         with device:
-            for layer in self.space.bitwidths(self.space.architecture({**self.space.largest(), **base})):
-                bits = self.space.options(layer)[1]
-                signed = self.space.signed_input(layer)
-                if len(bits) > 1:
-                    quantize_input(module.get_submodule(layer), RelaxedInput(bits, signed=signed))
-                elif bits[0] < FULL_PRECISION:
-                    quantize_input(module.get_submodule(layer), InputQuantizer(bits[0], signed=signed))
+            self._quantize(module, base)
         return module
+
+    def _quantize(self, module: nn.Module, base: Architecture) -> None:
+        """Put a quantiser of all its bitwidths in front of each layer of ``base``."""
+        for layer in self.space.bitwidths(self.space.architecture({**self.space.largest(), **base})):
+            bits = self.space.options(layer)[1]
+            signed = self.space.signed_input(layer)
+            if len(bits) > 1:
+                quantize_input(module.get_submodule(layer), RelaxedInput(bits, signed=signed))
+            elif bits[0] < FULL_PRECISION:
+                quantize_input(module.get_submodule(layer), InputQuantizer(bits[0], signed=signed))

@@ -1,37 +1,24 @@
 """Search of bitwidths by binary gates that learn beside the weights."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from search_spaces import Architecture, Choice, RelaxedArchitecture, SearchSpace
+from search_spaces import Architecture, Choice, QuantizedSpace, RelaxedArchitecture, SearchSpace
 from supernets.bit_gates import at_boundary, gate, open_gates, shares
+from supernets.gate_costs import BitCosts, GatedCost
+from supernets.pruning import ChannelGroups
 from supernets.rules import SamplingRule, Score, Slot
 from supernets.weights import WeightSource
 
-__all__ = ["BitCosts", "SBSRule"]
+__all__ = ["SBSRule"]
 
 _CLOSED = 1.25  # threshold of a gate that starts closed, above the metric of spread-out values, 1
 _MEMORY = 0.9  # of the running mean of the metric of inputs
-
-
-class BitCosts(ABC):
-    """A cost that is a sum over layers, each a function of its own bits: bit operations or bytes, say."""
-
-    @abstractmethod
-    def __call__(
-        self, space: SearchSpace, architecture: Architecture
-    ) -> tuple[float, Mapping[tuple[str, ...], Tensor]]:
-        """Return what is fixed, and choices -> cost ``(candidates of the first, of the second, ...)``, float64.
-
-        Args:
-            space: with choices of bits.
-            architecture: all that is not bits is taken from it.
-        """
 
 
 @final
@@ -50,21 +37,31 @@ class SBSRule(nn.Module, SamplingRule):
     with ``R`` the cost at the present gates, differentiable through them. Gates alternate: in even steps those of the
     weights learn, in odd steps those of the inputs, while the others keep their hard values.
 
-    The bits that the gates lead to at the end are ``selected``, an ordinary architecture of the space: evaluated,
-    exported and searched from like any other, by single-shot quantisation. Where the space has no choice but bits, the
-    supernet may be searched too (``nas.SelectedArchitecture`` begins with what the gates found).
+    **Pruning** is the bitwidth 0 of a group of filters. The widths that ``prune`` names have a gate before each
+    candidate but the first, open where the group of channels that the candidate adds is important enough: the mean L1
+    norm of the weights that read them, relative to that of all (:class:`supernets.pruning.ChannelGroups`). Channels are
+    sorted by it when the gates begin to learn, so that what is left is a prefix, an ordinary width. These gates have
+    their turn with those of the weights; the largest build then runs with closed groups masked.
+
+    The bits and widths that the gates lead to at the end are ``selected``, an ordinary architecture of the space:
+    evaluated, exported and searched from like any other, by single-shot quantisation, pruned groups physically gone.
+    Where the space has no choices but those with gates, the supernet may be searched too (``nas.SelectedArchitecture``
+    begins with what the gates found).
 
     Differs from the paper: residuals are normalised; those of inputs are running means over steps, so that bits do not
     change from batch to batch; gates learn at the boundary alone; thresholds have an optimiser of their own, without
-    weight decay; no filters are pruned (search widths of the space for that).
+    weight decay. Groups of filters are judged by the weights that read them, because a norm cancels the size of those
+    that make them, and pruned in order of their importance as the gates begin, each with a threshold of its own.
 
     Args:
         cost: what is to be small, e.g. ``nas.BitCost``.
         cost_weight: ``lambda``.
         cost_target: cost above which it counts; ``None``: it always counts.
-        architecture: choice -> value, or ``"smallest"``, ``"middle"`` or ``"largest"``; bits are ignored.
-        start: choice -> bits at which gates start, an exact allocation say; default the highest.
-        warmup: steps at the starting bits in which thresholds do not learn.
+        prune: globs over the choices of widths whose groups of channels have gates.
+        architecture: choice -> value, or ``"smallest"``, ``"middle"`` or ``"largest"``; of choices with gates it is
+            ignored.
+        start: choice -> bits or width at which gates start, an exact allocation say; default the highest.
+        warmup: steps at the start in which thresholds do not learn.
         lr: of the thresholds (SGD with Nesterov momentum 0.9).
 
     Raises:
@@ -77,8 +74,9 @@ class SBSRule(nn.Module, SamplingRule):
         cost_weight: float = 0.1,
         *,
         cost_target: float | None = None,
+        prune: Sequence[str] = (),
         architecture: Mapping[str, Any] | Literal["smallest", "middle", "largest"] = "largest",
-        start: Mapping[str, int] | None = None,
+        start: Mapping[str, Any] | None = None,
         warmup: int = 0,
         lr: float = 0.3,
     ) -> None:
@@ -96,6 +94,7 @@ class SBSRule(nn.Module, SamplingRule):
         self.cost = cost
         self.cost_weight = cost_weight
         self.cost_target = cost_target
+        self.prune = tuple(prune)
         self.architecture = architecture
         self.start = None if start is None else dict(start)
         self.warmup = warmup
@@ -105,18 +104,22 @@ class SBSRule(nn.Module, SamplingRule):
         self._space: SearchSpace | None = None
         self._base: Architecture | None = None
         self._gated: tuple[Choice, ...] = ()
-        self._fixed: float = 0.0
-        self._tables: Mapping[tuple[str, ...], Tensor] = {}
+        self._cost: GatedCost | None = None
 
     # Before training -------------------------------------------------------------------------------------------------
 
+    def _has_gates(self, choice: Choice) -> bool:
+        return choice.name.endswith("bits") or self._prunes(choice)
+
+    def _prunes(self, choice: Choice) -> bool:
+        return any(fnmatchcase(choice.name, glob) for glob in self.prune)
+
     def _network(self, space: SearchSpace) -> Architecture:
-        """Return the architecture that is trained, at its highest bits."""
+        """Return the architecture that is trained, with all gates open."""
         ends = {"smallest": space.smallest, "middle": space.middle, "largest": space.largest}
         given = ends[self.architecture]() if isinstance(self.architecture, str) else self.architecture
-        own = {choice.name for choice in space.choices if choice.name.endswith("bits")}
-        chosen = {name: value for name, value in given.items() if name not in own}
-        return space.architecture(chosen | {c.name: c.candidates[-1] for c in space.choices if c.name in own})
+        own = {choice.name: choice.candidates[-1] for choice in space.choices if self._has_gates(choice)}
+        return space.architecture({**given, **own})
 
     def check(self, space: SearchSpace, source: WeightSource) -> None:
         """Refuse spaces without bits, and sources that cannot mix them."""
@@ -131,21 +134,41 @@ class SBSRule(nn.Module, SamplingRule):
                 f"SBSRule needs weights that are quantised at several bitwidths at once, which {type(source).__name__} "
                 "does not give; use supernets.QuantizedWeights, around a source of single architectures"
             )
+        if self.prune:
+            self._check_pruning(space, source)
+
+    def _check_pruning(self, space: SearchSpace, source: WeightSource) -> None:
+        for glob in self.prune:
+            if not any(fnmatchcase(c.name, glob) and c.size > 1 and not c.name.endswith("bits") for c in space.choices):
+                others = [choice.name for choice in space.choices if not choice.name.endswith("bits")]
+                raise ValueError(
+                    f"SBSRule.prune must be globs over choices of widths, and {glob!r} matches none; choices are "
+                    f"{others}"
+                )
+        try:
+            source.relaxation.masks()  # type: ignore[attr-defined]
+            self._groups(space)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"SBSRule.prune: {error}") from error
+
+    def _groups(self, space: SearchSpace) -> ChannelGroups:
+        assert isinstance(space, QuantizedSpace)  # noqa: S101 - of a source that quantises
+        network = self._network(space)
+        return ChannelGroups(
+            space.space, [c.name for c in space.space.choices if self._prunes(c) and c.name in network]
+        )
 
     def prepare(self, space: SearchSpace, source: WeightSource, *, seed: int) -> None:
         """Make the gates of ``space``."""
         del seed
         self._space, self._base = space, self._network(space)
-        self.whole = all(c.size == 1 or c.name.endswith("bits") for c in space.choices)
-        self._gated = tuple(c for c in space.choices if c.name in self._base and c.name.endswith("bits") and c.size > 1)
-        self._fixed, self._tables = self.cost(space, self._base)
-        unknown = sorted(name for names in self._tables for name in names if name not in {c.name for c in self._gated})
-        if unknown:
-            raise ValueError(f"SBSRule.cost must be a function of bits that are searched, got one of {unknown}")
-        least = self._fixed + sum(float(table.min()) for table in self._tables.values())
+        self.whole = all(choice.size == 1 or self._has_gates(choice) for choice in space.choices)
+        self._gated = tuple(c for c in space.choices if c.name in self._base and self._has_gates(c) and c.size > 1)
+        self._cost = GatedCost(space, self.cost(space))
+        least = self._cost.of(space.architecture({**self._base, **{c.name: c.candidates[0] for c in self._gated}}))
         if self.cost_target is not None and self.cost_target < least:
             raise ValueError(
-                f"SBSRule.cost_target must be at least the cost of the lowest bits, {least:.6g}, got "
+                f"SBSRule.cost_target must be at least the cost of the lowest bits and widths, {least:.6g}, got "
                 f"{self.cost_target:g}"
             )
         start = {c.name: c.candidates[-1] for c in self._gated} | (self.start or {})
@@ -156,6 +179,12 @@ class SBSRule(nn.Module, SamplingRule):
             self.metrics[_key(choice.name)] = nn.Parameter(torch.ones(choice.size - 1), requires_grad=False)
         relaxation = source.relaxation
         relaxation.listener = self._listen  # type: ignore[attr-defined]
+        if self.prune:
+            relaxation.groups = self._groups(space)  # type: ignore[attr-defined]
+
+    def sorts(self, step: int) -> bool:
+        """Return whether gates of channels begin to learn at ``step``."""
+        return bool(self.prune) and step == self.warmup
 
     def _listen(self, metrics: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
@@ -189,7 +218,7 @@ class SBSRule(nn.Module, SamplingRule):
         return self._space, self._base
 
     def _learns(self, choice: Choice, step: int) -> bool:
-        """Whether the gates of ``choice`` have their turn: weights in even steps, inputs in odd ones."""
+        """Whether the gates of ``choice`` have their turn: weights and widths in even steps, inputs in odd ones."""
         both = len({self._of_inputs(other) for other in self._gated}) == 2
         return not both or self._of_inputs(choice) == (step % 2 == 1)
 
@@ -219,20 +248,12 @@ class SBSRule(nn.Module, SamplingRule):
         device = next(iter(self.thresholds.values())).device
         return {name: weights.to(device) for name, weights in space.relax(base).items()}
 
-    def expected_cost(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """Return ``R``, the cost under weights of all bitwidths, ``()`` in float64."""
-        total = torch.full((), self._fixed, dtype=torch.float64)
-        for names, table in self._tables.items():
-            for name in names:  # contracts the first dimension of what is left
-                table = torch.tensordot(weights[name].double().cpu(), table, dims=1)
-            total = total + table
-        return total
-
     def loss(self, step: int) -> Tensor | None:
         """Return ``lambda log R``, or ``lambda max(log R - log R*, 0)``."""
         if step < self.warmup:
             return None
-        excess = self.expected_cost(self.weights(step)).log()
+        assert self._cost is not None  # noqa: S101 - prepared
+        excess = self._cost(self._hard(), self.weights(step)).log()
         if self.cost_target is not None:
             excess = (excess - math.log(self.cost_target)).clamp(min=0)
         return (self.cost_weight * excess).to(next(iter(self.thresholds.values())))
@@ -248,7 +269,7 @@ class SBSRule(nn.Module, SamplingRule):
         return space.architecture({**base, **bits})
 
     def selected(self) -> Architecture | None:
-        """Return the network at the bits that its gates lead to."""
+        """Return the network at the bits and widths that its gates lead to."""
         return self._hard() if self._gated else None
 
     def learned(self) -> Mapping[str, list[float]]:
@@ -270,16 +291,11 @@ class SBSRule(nn.Module, SamplingRule):
                 self.metrics[_key(name)].copy_(metrics)
 
     def diagnostics(self) -> Mapping[str, float]:
-        """Return the selected bits of every choice, and the cost at them."""
+        """Return the selected bits and widths, and the cost at them."""
         selected = self._hard()
+        assert self._cost is not None  # noqa: S101 - prepared
         found = {f"selected/{choice.name}": float(selected[choice.name]) for choice in self._gated}
-        with torch.no_grad():
-            hard = {
-                n: nn.functional.one_hot(torch.tensor(c.index(selected[n])), c.size)
-                for c in self._gated
-                for n in [c.name]
-            }
-            return found | {"selected/cost": float(self.expected_cost(hard))}
+        return found | {"selected/cost": self._cost.of(selected)}
 
 
 def _key(choice: str) -> str:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from search_spaces import Coupling, Couplings, SearchSpace, couplings, permuted
+from search_spaces import Coupling, Couplings, SearchSpace, Site, couplings, permuted
 
 if TYPE_CHECKING:
     from supernets.weights import WeightSource
 
-__all__ = ["by_importance", "importance", "reorder", "sort_channels"]
+__all__ = ["by_importance", "importance", "permute", "reorder", "sort_channels"]
 
 
 def importance(tensors: Mapping[str, Tensor], coupling: Coupling) -> Tensor:
@@ -69,15 +69,18 @@ def reorder(
     """Permute coupled channels of tensors of the largest build in place; see ``SharedWeights.reorder``."""
     found = couplings(space)
     tensors = {**buffers, **stored}
-    with torch.no_grad():
-        for coupling in found.verified:
-            places = order(stored, coupling)
-            for site in coupling.sites:
-                tensor = tensors[site.tensor]
-                tensor.copy_(permuted(tensor, site, places))
-                state = {} if optimizer is None else optimizer.state.get(tensor, {})
-                for key, value in state.items():
-                    like = isinstance(value, Tensor) and value.ndim == tensor.ndim
-                    if like and value.shape[site.dim] == tensor.shape[site.dim]:
-                        state[key] = permuted(value, site, places)
+    for coupling in found.verified:
+        places = order(stored, coupling)
+        for site in coupling.sites:
+            permute(tensors[site.tensor], site, places, optimizer)
     return found
+
+
+@torch.no_grad()
+def permute(tensor: Tensor, site: Site, places: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
+    """Permute one dimension of a tensor in place, with what an optimiser remembers for each of its elements."""
+    tensor.copy_(permuted(tensor, site, places))
+    state = {} if optimizer is None else optimizer.state.get(tensor, {})
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.ndim == tensor.ndim and value.shape[site.dim] == tensor.shape[site.dim]:
+            state[key] = permuted(value, site, places)

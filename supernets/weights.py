@@ -22,6 +22,7 @@ from search_spaces import (
     Slicer,
     SlicingError,
     TensorSlice,
+    couplings,
 )
 from supernets.kernels import KernelTransform
 from supernets.relaxation import Relaxation
@@ -52,7 +53,7 @@ class WeightSource(nn.Module, ABC):
     """
 
     generated: bool = False
-    sortable: ClassVar[bool] = False
+    sortable: bool = False
     quantizes: ClassVar[bool] = False
     resizable: ClassVar[bool] = False
 
@@ -143,6 +144,10 @@ class WeightSource(nn.Module, ABC):
             InvalidArchitectureError: a choice is unknown or missing, or cannot have its value.
         """
         return self.space.architecture(values)
+
+    def couplings(self) -> Couplings:
+        """Return the channels that :meth:`sort` puts in order, and those that it cannot."""
+        return couplings(self.space)
 
     def sort(self, optimizer: torch.optim.Optimizer | None = None) -> Couplings:
         """Put the channels of the largest build in the order that smaller ones gain from; see :func:`sort_channels`.

@@ -1,16 +1,11 @@
-"""Costs of bits layer by layer, for rules that search bits while they train."""
+"""Costs of bits and widths, for rules that search them while they train."""
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import final
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from nas.allocation.measured import RateDistortion, sites_of
-from nas.costs import Cost
+from nas.costs import Cost, measure
 from search_spaces import Architecture, SearchSpace
 from supernets import BitCosts
 
@@ -19,9 +14,7 @@ __all__ = ["BitCost"]
 
 @final
 class BitCost(BitCosts):
-    """Any cost that is a sum over layers, as bit operations and bytes are, as a function of the bits of each layer.
-
-    Measured once for every pair of bits of every layer, one layer at a time.
+    """Any cost of architectures, bit operations or bytes say, as what gates have to pay.
 
     Args:
         cost: makes the cost from the space, ``nas.BitOps`` say.
@@ -30,16 +23,14 @@ class BitCost(BitCosts):
     def __init__(self, cost: Callable[[SearchSpace], Cost]) -> None:
         self.cost = cost
 
-    def __call__(
-        self, space: SearchSpace, architecture: Architecture
-    ) -> tuple[float, Mapping[tuple[str, ...], Tensor]]:
-        """Return what is fixed, and choices -> cost of their candidates; see :class:`supernets.BitCosts`."""
+    def __call__(self, space: SearchSpace) -> Callable[[Architecture], float]:
+        """Return the function for ``space``; see :class:`supernets.BitCosts`."""
         cost = self.cost(space)
         given = inspect.signature(type(cost)).parameters
         settings = {name: getattr(cost, name) for name in given if name != "space"}
         self.cost = functools.partial(type(cost), **settings)  # what describes and rebuilds it
-        measured = RateDistortion(space, architecture, lambda _: torch.zeros(1, 1), [cost])
-        table = measured.table()
-        shapes = [[space.choice(name).size for name in site] for site in sites_of(space, architecture)]
-        rows = zip(measured.sites, table.costs[cost.name], shapes, strict=True)
-        return table.fixed[cost.name], {site: torch.from_numpy(np.reshape(row, shape)) for site, row, shape in rows}
+        return functools.partial(_value, cost, space)
+
+
+def _value(cost: Cost, space: SearchSpace, architecture: Architecture) -> float:
+    return measure([cost], space, architecture)[cost.name]

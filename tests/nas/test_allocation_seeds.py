@@ -88,17 +88,13 @@ def test_limits_out_of_reach_name_the_least_and_samples_are_whole_batches(tmp_pa
         pass
 
 
-def test_a_cost_by_layers_adds_up_to_the_cost_of_every_choice_of_bits() -> None:
-    space = QuantizedSpace(MLPSpace(6, 3, widths=(6,), depths=(3,)), weight_bits=(2, 8), input_bits=(4, 8))
-    for make in (BitOps, ModelSize):
-        fixed, tables = BitCost(make)(space, space.largest())
-        cost = make(space)
-        for architecture in space.architectures():
-            total = fixed
-            for (weights, inputs), table in tables.items():
-                row = space.choice(weights).index(architecture[weights])
-                total += float(table[row, space.choice(inputs).index(architecture[inputs])])
-            assert total == measure([cost], space, architecture)[cost.name]
+@pytest.mark.parametrize("make", [BitOps, ModelSize])
+def test_what_gates_pay_is_the_cost_of_the_architecture(make) -> None:
+    space = QuantizedSpace(MLPSpace(6, 3, widths=(4, 6), depths=(3,)), weight_bits=(2, 8), input_bits=(4, 8))
+    paid, cost = BitCost(make)(space), make(space)
+    generator = torch.Generator().manual_seed(0)
+    for architecture in (space.smallest(), space.largest(), space.sample(generator)):
+        assert paid(architecture) == measure([cost], space, architecture)[cost.name]
 
 
 def test_what_a_rule_has_selected_is_evaluated_first_by_itself() -> None:

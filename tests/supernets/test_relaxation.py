@@ -292,7 +292,7 @@ def test_a_norm_under_weights_keeps_its_precision_under_autocast(dtype: torch.dt
     space = TransformerSpace(7, 5, widths=(6, 8), depths=(1,), heads=(2,), ffn_ratios=(2,), head_dim=4, num_classes=4)
     relaxation = SharedWeights(space).relaxation
     norm = next(
-        m for m in relaxation._build(torch.device("cpu")).module.modules() if type(m).__name__ == "_WeightedNorm"
+        m for m in relaxation.network(torch.device("cpu")).module.modules() if type(m).__name__ == "_WeightedNorm"
     )
     norm._weights = lambda: torch.ones(8)
     norm.weight, norm.bias = nn.Parameter(torch.ones(8)), nn.Parameter(torch.zeros(8))

@@ -1,7 +1,7 @@
 """Bits by gates that learn beside the weights."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import lightning as L
 import pytest
@@ -41,16 +41,16 @@ from supernets import (
 class Products(BitCosts):
     """The product of the bits of each layer, and 100 for all else."""
 
-    def __call__(
-        self, space: SearchSpace, architecture: Architecture
-    ) -> tuple[float, Mapping[tuple[str, ...], Tensor]]:
-        tables = {}
-        for choice in space.choices:
-            if choice.name.endswith(".weight_bits") and choice.name in architecture:
-                other = space.choice(choice.name.replace("weight_bits", "input_bits"))
-                rows = [[float(w) * float(a) for a in other.candidates] for w in choice.candidates]
-                tables[choice.name, other.name] = torch.tensor(rows, dtype=torch.float64)
-        return 100.0, tables
+    def __call__(self, space: SearchSpace) -> Callable[[Architecture], float]:
+        def cost(architecture: Architecture) -> float:
+            pairs = [
+                (bits, architecture[name.replace("weight_bits", "input_bits")])
+                for name, bits in architecture.items()
+                if name.endswith(".weight_bits")
+            ]
+            return 100.0 + sum(float(w) * float(a) for w, a in pairs)
+
+        return cost
 
 
 def mlp(**more) -> QuantizedSpace:
@@ -221,7 +221,7 @@ def test_what_does_not_go_together_is_refused_before_training() -> None:
         made(mlp(weight_bits=(4,), input_bits=(4,)), SBSRule(Products()))
     with pytest.raises(ValueError, match=r"use supernets.QuantizedWeights"):
         Supernet(MLPSpaceWithBits(), Classification(3), source=SharedWeights, rule=SBSRule(Products()))
-    with pytest.raises(ValueError, match="at least the cost of the lowest bits, 108"):
+    with pytest.raises(ValueError, match="at least the cost of the lowest bits and widths, 108"):
         made(mlp(), SBSRule(Products(), cost_target=50.0))
     with pytest.raises(ValueError, match=r"must be one of \(2, 4, 8\), got 3"):
         made(mlp(), SBSRule(Products(), start={"linear2.weight_bits": 3}))
@@ -231,8 +231,8 @@ def test_what_does_not_go_together_is_refused_before_training() -> None:
         SBSRule(Products(), warmup=10).check_length(10)
     assert made(mlp(), SBSRule(Products())).rule.whole
     elastic = QuantizedSpace(MLPSpace(6, 3, widths=(4, 8), depths=(3,)))
-    with pytest.raises(ValueError, match="DifferentiableRule needs relaxed weights"):
-        made(elastic, DifferentiableRule())
+    with pytest.raises(ValueError, match=r"DifferentiableRule needs relaxed weights.*StatsQ takes its scales"):
+        made(elastic, DifferentiableRule(), StatsQ())
     assert not made(elastic, SBSRule(Products())).rule.whole
 
 
