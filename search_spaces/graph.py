@@ -117,6 +117,12 @@ class GraphSpace(SearchSpace):
                 f"0 <= dropout < 1; look at {low or ['num_classes', 'edges', 'dropout']}, got "
                 f"{ {name: getattr(self, name) for name in low} or (self.num_classes, self.edges, self.dropout) }"
             )
+        for name in ("weight_bits", "activation_bits"):
+            given = getattr(self, name)
+            if any(bits > 16 and bits != FULL_PRECISION for bits in given):
+                raise ValueError(
+                    f"GraphSpace.{name} must be 1 to 16, or {FULL_PRECISION} for full precision, got {given}"
+                )
         for name, known in (
             ("attentions", ATTENTIONS),
             ("aggregations", AGGREGATIONS),

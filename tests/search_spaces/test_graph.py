@@ -165,6 +165,7 @@ def test_the_bits_of_an_architecture_are_those_of_its_choices() -> None:
     ("arguments", "message"),
     [
         ({"widths": (8, 4)}, r"ascending candidates.*'widths'.*\(8, 4\)"),
+        ({"weight_bits": (4, 40)}, r"GraphSpace.weight_bits must be 1 to 16, or 32 for full precision.*\(4, 40\)"),
         ({"num_classes": 1}, "num_classes >= 2"),
         ({"attentions": ("gcn", "gin")}, r"GraphSpace.attentions must be distinct names of .*got \('gcn', 'gin'\)"),
         ({"sites": ("weights",)}, r"GraphSpace.sites must be distinct names of \('features'"),
