@@ -15,6 +15,7 @@ from supernets import (
     Cosine,
     QuantizedWeights,
     SamplingRule,
+    SharedWeights,
     SingleRule,
     Supernet,
     WeightQuantizer,
@@ -27,24 +28,31 @@ __all__ = ["EPOCH", "accuracy", "cifar10", "full_precision", "quantized"]
 EPOCH = 156  # steps over 20,000 images in batches of 128
 
 
-def cifar10() -> ImageData:
-    """20,000 training images, without augmentation."""
-    data = ImageData("cifar10", batch_size=128, train_limit=20_000)
+def cifar10(seed: int = 0) -> ImageData:
+    """20,000 training images, without augmentation; ``seed`` is that of their order."""
+    data = ImageData("cifar10", batch_size=128, train_limit=20_000, seed=seed)
     prepare(data)
     return data
 
 
-def space() -> ConvNetSpace:
-    """One residual network of 80 thousand parameters; eight of its layers have bits to choose, the ends have 8."""
-    stages = [Stage((16 * 2**i,), (1,), block="residual", stride=2 if i else 1) for i in range(3)]
+def space(expansions: tuple[float, ...] = (1,)) -> ConvNetSpace:
+    """One residual network of 80 thousand parameters; eight of its layers have bits to choose, the ends have 8.
+
+    Args:
+        expansions: hidden channels of its blocks as a share of their width, 1 being the last.
+    """
+    stages = [
+        Stage((16 * 2**i,), (1,), expansions=expansions, block="residual", stride=2 if i else 1) for i in range(3)
+    ]
     return ConvNetSpace(stages, 10, stem=Stem((16,), stride=2))
 
 
 def full_precision(data: ImageData, *, epochs: int = 12, seed: int = 0) -> Supernet:
-    """The network trained in full precision."""
+    """The network trained in full precision from the initial weights of ``seed``."""
     supernet = Supernet(
         space(),
         Classification(10),
+        source=lambda wanted: SharedWeights(wanted, seed=seed),
         rule=SingleRule("largest"),
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4),
         schedule=Cosine(),
@@ -55,9 +63,16 @@ def full_precision(data: ImageData, *, epochs: int = 12, seed: int = 0) -> Super
     return fit(supernet, data, epochs * EPOCH)
 
 
-def quantized(trained: Supernet, data: ImageData, *, quantizer: WeightQuantizer, rule: SamplingRule) -> Supernet:
+def quantized(
+    trained: Supernet,
+    data: ImageData,
+    *,
+    quantizer: WeightQuantizer,
+    rule: SamplingRule,
+    expansions: tuple[float, ...] = (1,),
+) -> Supernet:
     """The trained network with bits to choose and scales of least squared error, to be fine-tuned by ``rule``."""
-    given = QuantizedSpace(trained.space)
+    given = QuantizedSpace(space(expansions))
     supernet = Supernet(
         given,
         trained.task,

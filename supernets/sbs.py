@@ -62,6 +62,8 @@ class SBSRule(nn.Module, SamplingRule):
             ignored.
         start: choice -> bits or width at which gates start, an exact allocation say; default the highest.
         warmup: steps at the start in which thresholds do not learn.
+        until: step from which bits and widths stay as they are and the weights alone learn, as the paper fine-tunes
+            what it has found; ``None``: gates learn to the end.
         lr: of the thresholds (SGD with Nesterov momentum 0.9).
 
     Raises:
@@ -78,6 +80,7 @@ class SBSRule(nn.Module, SamplingRule):
         architecture: Mapping[str, Any] | Literal["smallest", "middle", "largest"] = "largest",
         start: Mapping[str, Any] | None = None,
         warmup: int = 0,
+        until: int | None = None,
         lr: float = 0.3,
     ) -> None:
         super().__init__()
@@ -85,6 +88,11 @@ class SBSRule(nn.Module, SamplingRule):
             raise ValueError(
                 "SBSRule needs cost_weight > 0, lr > 0, warmup >= 0 and cost_target > 0 or null, got "
                 f"{cost_weight=}, {lr=}, {warmup=}, {cost_target=}"
+            )
+        if until is not None and until <= warmup:
+            raise ValueError(
+                f"SBSRule.until must be a step after the warm-up, or null for the last one, got {until=} and {warmup=}; "
+                "gates learn in between"
             )
         if isinstance(architecture, str) and architecture not in ("smallest", "middle", "largest"):
             raise ValueError(
@@ -98,6 +106,7 @@ class SBSRule(nn.Module, SamplingRule):
         self.architecture = architecture
         self.start = None if start is None else dict(start)
         self.warmup = warmup
+        self.until = until
         self.lr = lr
         self.thresholds = nn.ParameterDict()
         self.metrics = nn.ParameterDict()
@@ -199,7 +208,12 @@ class SBSRule(nn.Module, SamplingRule):
         return choice.name.endswith("input_bits")
 
     def check_length(self, steps: float) -> None:
-        """Refuse a training that ends before a gate learns anything."""
+        """Refuse a training that ends before a gate learns anything, or before what is found is tuned."""
+        if self.until is not None and self.until >= steps:
+            raise ValueError(
+                f"SBSRule.until must lie before the end of the training of {steps:.0f} steps, got {self.until}; set it "
+                "lower or to null, or train longer"
+            )
         if self.warmup >= steps:
             raise ValueError(
                 f"SBSRule.warmup must end before the training of {steps:.0f} steps does, got {self.warmup}; set warmup "
@@ -216,6 +230,9 @@ class SBSRule(nn.Module, SamplingRule):
         if self._space is None or self._base is None:
             raise ValueError("this rule has no gates yet; give it to a Supernet, which prepares it for its space")
         return self._space, self._base
+
+    def _active(self, step: int) -> bool:
+        return self.warmup <= step and (self.until is None or step < self.until)
 
     def _learns(self, choice: Choice, step: int) -> bool:
         """Whether the gates of ``choice`` have their turn: weights and widths in even steps, inputs in odd ones."""
@@ -237,10 +254,10 @@ class SBSRule(nn.Module, SamplingRule):
         return found
 
     def slots(self, space: SearchSpace, *, seed: int, step: int, score: Score) -> Sequence[Slot]:
-        """Return the one network, at its starting bits during the warm-up and through its gates after it."""
+        """Return the one network: through its gates while they learn, at the bits they lead to before and after."""
         del seed, score
         _, base = self._prepared()
-        if step < self.warmup:
+        if not self._active(step):
             return [Slot(self._hard(), "labels")]
         return [Slot(RelaxedArchitecture({**self._constant(space, base), **self.weights(step)}), "labels")]
 
@@ -250,7 +267,7 @@ class SBSRule(nn.Module, SamplingRule):
 
     def loss(self, step: int) -> Tensor | None:
         """Return ``lambda log R``, or ``lambda max(log R - log R*, 0)``."""
-        if step < self.warmup:
+        if not self._active(step):
             return None
         assert self._cost is not None  # noqa: S101 - prepared
         excess = self._cost(self._hard(), self.weights(step)).log()

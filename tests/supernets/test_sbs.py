@@ -216,6 +216,22 @@ def test_the_warm_up_trains_the_starting_bits_and_gates_may_start_at_an_allocati
     assert later.architecture["linear3.input_bits"].tolist() == [1, 0, 0]
 
 
+def test_what_the_gates_have_found_is_tuned_alone_from_a_step_on() -> None:
+    space, rule = mlp(), SBSRule(Products(), warmup=1, until=3)
+    supernet = made(space, rule)
+    batch = observed(supernet, 6)
+    for step, hard in ((0, True), (1, False), (2, False), (3, True), (9, True)):
+        (slot,) = rule.slots(space, seed=0, step=step, score=lambda _: 0.0)
+        assert (slot.architecture == rule.selected()) == hard
+        assert (rule.loss(step) is None) == hard
+        supernet.step_loss(slot, batch, None)
+    rule.check_length(4)
+    with pytest.raises(ValueError, match="until must lie before the end of the training of 3 steps, got 3"):
+        rule.check_length(3)
+    with pytest.raises(ValueError, match="until must be a step after the warm-up"):
+        SBSRule(Products(), warmup=5, until=5)
+
+
 def test_what_does_not_go_together_is_refused_before_training() -> None:
     with pytest.raises(ValueError, match="no choice of them"):
         made(mlp(weight_bits=(4,), input_bits=(4,)), SBSRule(Products()))
