@@ -82,7 +82,10 @@ class ImplicitHyperNetwork(HyperNetwork):
     ) -> None:
         super().__init__(target, conditions, parametrization=parametrization)
         if min(width, layers, 1 if frequencies is None else frequencies) < 1:
-            raise ValueError(f"width, layers and frequencies must be >= 1, got {width}, {layers}, {frequencies}")
+            raise ValueError(
+                "width, layers and frequencies of implicit weights must be at least 1, got "
+                f"{width=}, {layers=}, {frequencies=}"
+            )
         if not 0 <= noise <= 1:
             raise ValueError(f"noise must be in [0, 1], a part of the cell of one channel, got {noise}")
         self.width, self.layers, self.frequencies = width, layers, frequencies

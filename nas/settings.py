@@ -1,5 +1,6 @@
 """The ``search`` section of a configuration, and how its parts become a search."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from nas.controllers import Controller, PredictorController, Problem
 from nas.costs import Cost, MACs, Parameters
 from nas.evaluation import Evaluate, Job, Screen
 from nas.fidelities import Rungs
-from nas.objectives import Objective, WeightSharing
+from nas.objectives import Objective, WeightSharing, prepare
 from nas.sampling import sample_within
 from nas.search import Search
 from nas.seeds import Planting, Seeds
@@ -175,6 +176,7 @@ def open_search(
         StudyMismatchError: the study exists and asks another question.
         ValueError: an objective or a limit names nothing that is measured, a seed is not of the space, a
             study of the warm start cannot be learnt from, or the objective refuses what is sought.
+        OSError: the data is not there.
         UntrainedError: the supernet has trained one architecture only.
         UntrustedError: its weights are generated, and ``settings.trust`` refuses them.
     """
@@ -187,6 +189,8 @@ def open_search(
     objective.check(problem.objectives, problem.limits)
     screen = Screen(space, costs, problem.limits)
     sample_within(space, screen.limits, screen.meter, torch.Generator().manual_seed(settings.seed), count=1)
+    if settings.executor == "process":  # data that is not there is one error, not that of every trial
+        prepare(data if settings.workers == 0 else copy.deepcopy(data))  # what goes to workers stays small
     facts = dict(metadata or {})
     if objective.inherits and supernet.source.generated:
         path = Path(runs) / settings.study / "report" / "trust.json"  # with the report it goes to MLflow

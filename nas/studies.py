@@ -213,6 +213,7 @@ def _announce(result: SearchResult, objectives: Sequence[Metric], settings: Sear
         failed = next(trial for trial in result.trials if trial.state is TrialState.FAILED)
         reason = (failed.error or "").strip().splitlines()
         print(f"[search] trial {failed.number} failed: {reason[-1] if reason else 'for no known reason'}")
+        print("[search] failed trials are not begun again; once that is mended, search as another search.study")
 
 
 def _report(search: Search, result: SearchResult, folder: Path, *, storage: str) -> Mapping[str, Path]:

@@ -19,8 +19,11 @@ _ATTRIBUTE = re.compile(r"module '(?P<module>[^']+)' has no attribute '(?P<name>
 _UNKNOWN = re.compile(r"unrecognized arguments: -+(?P<name>[\w.]+)")
 _MISSING = re.compile(r"Key[s]? (?P<names>.+?) (?:is|are) required")
 _NOISE = re.compile(
-    r"(Does not validate against any|Subtypes:|Errors:|Given value( type)?:|Expected an? <class 'NoneType'>)"
+    r"(Does not validate against any|Subtypes:|Errors:|Given value( type)?:|Expected an? <class 'NoneType'>"
+    r"|Expected a path but|Expected a dot import path)"
 )
+_BARE = re.compile(r"Expected an? <class '\w+'>$")
+_GIVEN = re.compile(r"^\s*Given value: (?P<value>[^{\[\n]+?)(\. Got value: .*)?$", re.MULTILINE)
 _LONGEST = 400
 _MOST = 20
 
@@ -50,6 +53,8 @@ def shorten(message: str, known: Sequence[str] = ()) -> str:
         if line and not _NOISE.match(line):
             problem = line
             break
+    if _BARE.match(problem) and (given_value := _GIVEN.search(message)):
+        problem = f"{problem}, got {given_value['value']}"
     problem = re.sub(r"\.? Got value: (Namespace\(|\{).*", "", problem)
     problem = problem.replace("<class '", "").replace("'>", "").replace("typing.", "").replace(". Got value:", ", got")
     where = ".".join(keys)

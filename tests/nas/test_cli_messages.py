@@ -26,6 +26,25 @@ NESTED = """Parser key "model":
   Given value type: <class 'dict'>
   Given value: {'class_path': 'supernets.Supernet'}"""
 
+WORD = """Parser key "model":
+  Does not validate against any of the Union subtypes
+  Errors:
+    - Problem with given class_path 'supernets.Supernet':
+        Parser key "optimizer":
+          Type typing.Callable[[Iterable], Optimizer] expects a function or a callable class: Parser key "lr":
+
+            - Expected a path but fast either not accessible or invalid
+            - Does not validate against any of the Union subtypes
+            Subtypes: [<class 'float'>, <class 'torch.Tensor'>]
+            Errors:
+              - Expected a <class 'float'>
+              - Expected a dot import path string: fast
+            Given value type: <class 'str'>
+            Given value: fast. Got value: Namespace(class_path='torch.optim.Adam', init_args=Namespace(lr='fast'))
+    - Expected a <class 'NoneType'>
+  Given value type: <class 'dict'>
+  Given value: {'class_path': 'supernets.Supernet'}"""
+
 
 @pytest.mark.parametrize(
     ("message", "known", "expected"),
@@ -58,6 +77,7 @@ NESTED = """Parser key "model":
             (),
             "population is not an option of nas.EvolutionController; did you mean population_size?",
         ),
+        (WORD, (), "model.optimizer.lr: Expected a float, got fast"),
         ("plain words\nof another kind", (), "plain words"),
     ],
 )

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from nas import SearchSettings, open_search
 from nas.controllers import Controller, Problem, RandomController
 from nas.costs import Cost
+from nas.data import PlanetoidData
 from nas.evaluation import Evaluate, Screen
 from nas.objectives import Evaluation, Objective
 from nas.search import Search
 from search_spaces import Architecture, MLPSpace
+from supernets import Classification, Supernet
 from trials import Completion, Executor, Limit, Metric, SerialExecutor, StudySpec, TrialState, TrialStore
 
 ACCURACY = Metric("accuracy", "fraction", "maximize")
@@ -189,6 +192,17 @@ def test_a_trial_that_timed_out_keeps_its_costs(tmp_path):
     for trial in result.trials:
         assert trial.error == "timed out after 1 s"
         assert trial.value("width") == Width()(trial.architecture, None)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_that_is_not_there_is_one_error_and_leaves_no_study(tmp_path, workers):
+    supernet = Supernet(SPACE, Classification(3))
+    storage = tmp_path / "studies.journal"
+    settings = SearchSettings(storage=str(storage), workers=workers)
+    data = PlanetoidData(str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="nowhere is no folder"), open_search(supernet, data, settings):
+        pass
+    assert not storage.exists()
 
 
 def test_the_budget_is_met_although_another_process_gives_its_trial_back(tmp_path):
