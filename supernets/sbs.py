@@ -91,7 +91,7 @@ class SBSRule(nn.Module, SamplingRule):
             )
         if until is not None and until <= warmup:
             raise ValueError(
-                f"SBSRule.until must be a step after the warm-up, or null for the last one, got {until=} and {warmup=}; "
+                f"SBSRule.until must be a step after the warm-up, or null for the last one, got {until=}, {warmup=}; "
                 "gates learn in between"
             )
         if isinstance(architecture, str) and architecture not in ("smallest", "middle", "largest"):
