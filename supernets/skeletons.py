@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from search_spaces import Architecture, SearchSpace, skeleton
 
-__all__ = ["Skeletons", "ThreadCache"]
+__all__ = ["Skeletons", "ThreadCache", "kept"]
 
 
 def _places(module: nn.Module) -> Iterator[str]:
@@ -64,6 +64,12 @@ class ThreadCache(Generic[K, V]):
     def pop(self, key: K) -> V | None:
         """Remove and return the entry of ``key``, ``None`` where absent."""
         return self._entries.pop(key, None)
+
+
+def kept(space: SearchSpace, name: str, maxsize: int) -> ThreadCache[Any, Any]:
+    """Return the cache ``name`` of what follows from ``space`` alone; it lives with the space, for all its sources."""
+    cache: ThreadCache[Any, Any] = vars(space).setdefault(name, ThreadCache(maxsize))
+    return cache
 
 
 class Skeletons:

@@ -26,7 +26,7 @@ from search_spaces import (
 )
 from supernets.kernels import KernelTransform
 from supernets.relaxation import Relaxation
-from supernets.skeletons import Skeletons, ThreadCache
+from supernets.skeletons import Skeletons, ThreadCache, kept
 from supernets.sorting import by_importance, reorder
 
 __all__ = ["SharedWeights", "WeightSource"]
@@ -117,7 +117,7 @@ class WeightSource(nn.Module, ABC):
             RelaxationError: the space cannot be relaxed.
         """
         if self._relaxation is None:
-            self._relaxation = Relaxation(self.space)
+            self._relaxation = kept(self.space, "_relaxations", 1).get(self.space, lambda: Relaxation(self.space))
         return self._relaxation
 
     @property
@@ -231,7 +231,7 @@ class SharedWeights(WeightSource):
             torch.manual_seed(seed)
             self.largest = space.superset()
             self.slicer = Slicer(self.largest, space.rules())
-            self._plans: ThreadCache[Architecture, SlicePlan] = ThreadCache(maxsize=256)
+            self._plans: ThreadCache[Architecture, SlicePlan] = kept(space, "_plans", 256)
             self._places = [
                 (name, layer, leaf)
                 for prefix, layer in self.largest.named_modules()

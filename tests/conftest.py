@@ -1,6 +1,8 @@
+import functools
 import gc
 import os
 import random
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +39,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_readme.py")
 
 
+def pytest_collection_finish() -> None:
+    """Let every Lightning trainer that is made look for the plug-ins of the environment once and not again."""
+    registry = sys.modules.get("lightning.fabric.utilities.registry")
+    if registry is not None:
+        registry.entry_points = functools.cache(registry.entry_points)  # type: ignore[attr-defined]
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """No setting of the user reaches a test, none reaches the next test, and nobody's caches are written."""
@@ -52,7 +61,7 @@ def fixed_state() -> Iterator[None]:
     """Every test starts from the same random state and leaves torch's global settings as it found them."""
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed takes half a millisecond to look for accelerators
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float32)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
