@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from nas.costs import Cost, CostMeter
 from nas.objectives import Objective
 from search_spaces import Architecture, SearchSpace
-from trials import Limit, Measurement, Metric, Outcome, TrialState
+from trials import Limit, Measurement, Metric, Outcome, Trial, TrialState
 
-__all__ = ["Evaluate", "Job", "Screen"]
+__all__ = ["Evaluate", "Job", "Screen", "scored_with"]
 
 
 def _record(metrics: Mapping[str, Metric], values: Mapping[str, float]) -> dict[str, Measurement]:
@@ -86,3 +86,16 @@ class Evaluate:
         feasible = all(limit.holds(measured[limit.metric].value) for limit in self.limits if limit.metric in measured)
         state = TrialState.COMPLETE if feasible else TrialState.INFEASIBLE
         return Outcome(state=state, measurements=measured, provenance=provenance)
+
+
+def scored_with(trial: Trial, *, alone: bool) -> str | None:
+    """Return the version of the supernet's weights that a trial was scored with, or ``None`` where it was not.
+
+    Args:
+        trial: of any objective.
+        alone: whether to count a trial whose headline is of weights of its own, and that has a score with these beside
+            it.
+    """
+    names = ("weights", "searched") if alone else ("weights",)
+    found = (trial.provenance.get(name, "") for name in names)
+    return next((value.removeprefix("shared:") for value in found if value.startswith("shared:")), None)

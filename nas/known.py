@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nas.addresses import Located
+from nas.evaluation import scored_with
 from nas.studies import TRIALS_FILE
 from trials import (
     Direction,
@@ -41,17 +42,18 @@ def known_trials(located: Located, *, weights: str, study: str | None, storage: 
     Args:
         located: the supernet.
         weights: version of its weights; trials of others are not comparable and left out.
-        study: look at this study only.
+        study: look at this study only; where it is named, trials of :class:`nas.Discretised` count too, whose headline
+            is of the same architecture trained by itself.
         storage: where studies live.
 
     Raises:
         StudyNotFoundError: ``study`` is given and is neither here nor in MLflow.
     """
     local = _local(storage, study)
-    found = _fitting(local, weights)
+    found = _fitting(local, weights, named=study is not None)
     if found:
         return Known(found, f"{storage}")
-    remote = _fitting(_remote(located, study), weights)
+    remote = _fitting(_remote(located, study), weights, named=study is not None)
     if remote:
         return Known(remote, f"MLflow run {located.tags.get('nas.search.run')}")
     if study is not None:
@@ -62,14 +64,9 @@ def known_trials(located: Located, *, weights: str, study: str | None, storage: 
     return Known((), "no search")
 
 
-def _fitting(trials: Sequence[Trial], weights: str) -> tuple[Trial, ...]:
-    return tuple(
-        {
-            trial.arch_id: trial
-            for trial in trials
-            if trial.state is TrialState.COMPLETE and trial.provenance.get("weights") == f"shared:{weights}"
-        }.values()
-    )
+def _fitting(trials: Sequence[Trial], weights: str, *, named: bool) -> tuple[Trial, ...]:
+    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    return tuple({t.arch_id: t for t in complete if scored_with(t, alone=named) == weights}.values())
 
 
 def _local(storage: str, study: str | None) -> list[Trial]:

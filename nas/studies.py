@@ -9,6 +9,7 @@ import lightning as L
 
 from nas.addresses import Located
 from nas.commands.tables import amount, table
+from nas.evaluation import scored_with
 from nas.model_card import log_data
 from nas.progress import Progress
 from nas.search import Search, SearchResult, front
@@ -185,7 +186,7 @@ def run_study(
             _complete(mirror, settings, tracking, folder, origin, about)
     for path in files.values():
         print(f"  wrote {path}")
-    if origin is not None and result.front:
+    if origin is not None and any(scored_with(trial, alone=True) for trial in result.front):
         print(f"\nNext:\n  nas sample {origin.address} --study {settings.study} --out {settings.study}-best")
     return result
 

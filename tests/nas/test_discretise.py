@@ -1,15 +1,29 @@
 """The two scores of what a differentiable search has found, and the gate between them."""
 
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 
-from nas import DiscretisationGap, DiscretisationGapError, Discretised, Recipe, SelectedArchitecture
-from supernets import LPGNASRule, NodeClassification, SandwichRule, Supernet
+from nas import (
+    DiscretisationGap,
+    DiscretisationGapError,
+    Discretised,
+    RandomController,
+    Recipe,
+    SearchSettings,
+    SelectedArchitecture,
+    open_search,
+)
+from nas.addresses import Located
+from nas.evaluation import scored_with
+from nas.known import known_trials
+from supernets import LPGNASRule, NodeClassification, SandwichRule, Supernet, weights_version
 from tests.supernets.test_lpgnas import Nodes, space
-from trials import parse_limits
+from trials import StudyNotFoundError, parse_limits
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +68,27 @@ def test_what_the_rule_has_found_is_the_seed(supernet: Supernet) -> None:
     plain = Supernet(space(), NodeClassification(3), rule=SandwichRule())
     with pytest.raises(ValueError, match="SandwichRule does not; train with LPGNASRule or DifferentiableRule"):
         SelectedArchitecture()(problem, plain, Nodes())
+
+
+def test_its_trials_are_found_by_the_name_of_their_study(supernet: Supernet, tmp_path: Path) -> None:
+    storage, recipe = str(tmp_path / "studies.journal"), Recipe(1)
+    settings = SearchSettings(
+        study="gated",
+        trials=1,
+        objectives=["accuracy"],
+        limits={"max_gap/discretise": 1.0},
+        controller=RandomController,
+        objective=lambda net, data: Discretised(net, data, recipe=recipe),
+        storage=storage,
+    )
+    with open_search(supernet, Nodes(), settings, runs=str(tmp_path)) as search:
+        (trial,) = search.run(1).trials
+    weights = weights_version(supernet.source)
+    assert scored_with(trial, alone=True) == weights
+    assert scored_with(trial, alone=False) is None
+    assert scored_with(replace(trial, provenance={"weights": "scratch:0:1 steps"}), alone=True) is None
+    located = Located("net", tmp_path)
+    assert known_trials(located, weights=weights, study="gated", storage=storage).trials == (trial,)
+    assert not known_trials(located, weights=weights, study=None, storage=storage).trials
+    with pytest.raises(StudyNotFoundError, match="no finished trial of these weights"):
+        known_trials(located, weights="another", study="gated", storage=storage)
