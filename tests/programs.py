@@ -5,11 +5,13 @@ import os
 import runpy
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerContext
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
-TIMEOUT = 120.0
+TIMEOUT = 250.0
 
 
 @dataclass(frozen=True)
@@ -19,13 +21,43 @@ class Done:
     stderr: str
 
 
+@dataclass(frozen=True)
+class Running:
+    """A program on its way."""
+
+    process: ForkServerProcess
+    outputs: tuple[Path, Path]
+
+    def wait(self) -> Done:
+        """Return what became of it; after a while it is killed."""
+        self.process.join(TIMEOUT)
+        if self.process.is_alive():
+            self.kill()
+        texts = [path.read_text() if path.exists() else "" for path in self.outputs]
+        return Done(-1 if self.process.exitcode is None else self.process.exitcode, *texts)
+
+    def kill(self) -> None:
+        """End it at once, if it has not ended."""
+        self.process.kill()
+        self.process.join()
+
+
 def _context() -> ForkServerContext:
+    """Return what forks the clean process, in which texts have other hashes than here."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.preloaded"])
+    before = os.environ.get("PYTHONHASHSEED")
+    os.environ["PYTHONHASHSEED"] = "8" if before == "7" else "7"
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONHASHSEED"]
+        if before is not None:
+            os.environ["PYTHONHASHSEED"] = before
     return context
 
 
-def _begin(folder: str, environment: dict[str, str], outputs: tuple[str, str]) -> None:
+def _begin(folder: str, environment: Mapping[str, str], outputs: tuple[str, str]) -> None:
     """Become a program: of this folder and environment, writing to files."""
     for descriptor, path in zip((1, 2), outputs, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
@@ -41,39 +73,45 @@ def _nas(arguments: list[str]) -> None:
     sys.exit(main())
 
 
-def _script(path: str) -> None:
-    sys.argv = [path]
-    sys.path.insert(0, os.path.dirname(path))
-    runpy.run_path(path, run_name="__main__")
+def _script(arguments: list[str]) -> None:
+    sys.argv = arguments
+    sys.path.insert(0, os.path.dirname(arguments[0]))
+    runpy.run_path(arguments[0], run_name="__main__")
 
 
 def _program(
-    kind: str, argument: list[str], folder: str, environment: dict[str, str], outputs: tuple[str, str]
+    kind: str, arguments: list[str], folder: str, environment: Mapping[str, str], outputs: tuple[str, str]
 ) -> None:
     _begin(folder, environment, outputs)
-    if kind == "nas":
-        _nas(argument)
-    else:
-        _script(argument[0])
+    {"nas": _nas, "script": _script}[kind](arguments)
 
 
-def _run(kind: str, argument: list[str], folder: Path, environment: dict[str, str], scratch: Path) -> Done:
-    outputs = (str(scratch / "stdout"), str(scratch / "stderr"))
-    process = _context().Process(target=_program, args=(kind, argument, str(folder), environment, outputs))
+def _start(kind: str, arguments: list[str], folder: Path, environment: Mapping[str, str], scratch: Path) -> Running:
+    scratch.mkdir(parents=True, exist_ok=True)
+    outputs = (scratch / "stdout", scratch / "stderr")
+    given = (kind, arguments, str(folder), dict(environment), (str(outputs[0]), str(outputs[1])))
+    process = _context().Process(target=_program, args=given)
     process.start()
-    process.join(TIMEOUT)
-    if process.is_alive():
-        process.kill()
-        process.join()
-    texts = [Path(path).read_text() if Path(path).exists() else "" for path in outputs]
-    return Done(-1 if process.exitcode is None else process.exitcode, *texts)
+    return Running(process, outputs)
 
 
-def run_nas(line: str, folder: Path, environment: dict[str, str], scratch: Path) -> Done:
+def run_nas(line: str, folder: Path, environment: Mapping[str, str], scratch: Path) -> Done:
     """Run the words after ``nas`` on a shell line that has no shell syntax beside quotes."""
-    return _run("nas", shlex.split(line)[1:], folder, environment, scratch)
+    return _start("nas", shlex.split(line)[1:], folder, environment, scratch).wait()
 
 
-def run_script(path: Path, folder: Path, environment: dict[str, str], scratch: Path) -> Done:
+def start_script(path: Path, *arguments: str, folder: Path, environment: Mapping[str, str], scratch: Path) -> Running:
+    """Start a Python file as a program whose outputs go to ``scratch``."""
+    return _start("script", [str(path), *arguments], folder, environment, scratch)
+
+
+def run_script(path: Path, *arguments: str, folder: Path, environment: Mapping[str, str], scratch: Path) -> Done:
     """Run a Python file as a program."""
-    return _run("script", [str(path)], folder, environment, scratch)
+    return start_script(path, *arguments, folder=folder, environment=environment, scratch=scratch).wait()
+
+
+def run_code(code: str, *arguments: str, folder: Path, scratch: Path) -> Done:
+    """Run Python code as a program, in the environment of the test."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    (scratch / "program.py").write_text(code)
+    return run_script(scratch / "program.py", *arguments, folder=folder, environment=os.environ, scratch=scratch)

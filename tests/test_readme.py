@@ -45,7 +45,8 @@ def test_commands_and_snippets_run_in_order(folder: Path, tmp_path_factory: pyte
             runs = [(line, run(line, folder, environment, scratch)) for line in text.strip().splitlines()]
         elif language == "python":
             (folder / "snippet.py").write_text(text)
-            runs = [(text, run_script(folder / "snippet.py", folder, environment, scratch))]
+            snippet = folder / "snippet.py"
+            runs = [(text, run_script(snippet, folder=folder, environment=environment, scratch=scratch))]
         else:
             continue
         for what, done in runs:

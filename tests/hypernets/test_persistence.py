@@ -1,7 +1,4 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import final
 
 import pytest
@@ -28,6 +25,7 @@ from hypernets import (
     save_weights,
 )
 from tests.hypernets.family import ENCODED, GENERATORS, make, module
+from tests.programs import run_code
 
 FIELDS = {"g": Bounded(0.0, 3.0, size=2), "bits": Bits((2, 8)), "task": Categorical(2)}
 CONDITION = {"g": torch.tensor([[0.5, 2.0]]), "bits": 8, "task": 1}
@@ -190,9 +188,8 @@ def test_one_file_holds_one_set_and_a_failure_leaves_none(tmp_path):
 
 
 PROGRAM = """
-import sys, torch
+import sys
 from hypernets import load, save_weights
-torch.set_num_threads(1)
 for path in sys.argv[1:]:
     save_weights(load(path), {"g": 0.25}, path + "-there")
 """
@@ -203,7 +200,8 @@ def test_another_process_writes_the_same_bytes(tmp_path):
         hypernet = make(name, conditions={"g": Unit()})
         save_hypernetwork(hypernet, tmp_path / name)
         save_weights(hypernet, {"g": 0.25}, tmp_path / f"{name}-here")
-    command = [sys.executable, "-c", PROGRAM, *(str(tmp_path / name) for name in GENERATORS)]
-    subprocess.run(command, cwd=Path(__file__).parents[2], check=True, timeout=60)
+    paths = [str(tmp_path / name) for name in GENERATORS]
+    done = run_code(PROGRAM, *paths, folder=tmp_path, scratch=tmp_path / "outputs")
+    assert done.returncode == 0, done.stderr
     for name in GENERATORS:
         assert (tmp_path / f"{name}-here").read_bytes() == (tmp_path / f"{name}-there").read_bytes()

@@ -1,8 +1,4 @@
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -12,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from search_spaces import Architecture, Choice, InvalidArchitectureError, MLPSpace, SearchSpace, derive_seed
+from tests.programs import run_code
 
 SCALARS = st.one_of(st.booleans(), st.integers(-9, 9), st.floats(-2, 2), st.text(max_size=4))
 
@@ -61,7 +58,7 @@ def test_true_is_not_one():
         Choice("a", (0, 1)).index(True)
 
 
-def test_ids_digests_and_seeds_are_equal_in_another_process():
+def test_ids_digests_and_seeds_are_equal_in_another_process(tmp_path):
     space = MLPSpace(4, 2)
     here = f"{space.middle().arch_id} {space.digest} {derive_seed(1, 'a')}"
     code = (
@@ -69,15 +66,8 @@ def test_ids_digests_and_seeds_are_equal_in_another_process():
         "s = MLPSpace(4, 2)\n"
         "print(s.middle().arch_id, s.digest, derive_seed(1, 'a'))"
     )
-    there = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONHASHSEED": "123"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert there.stdout.strip() == here
+    there = run_code(code, folder=tmp_path, scratch=tmp_path / "outputs")
+    assert there.stdout == f"{here}\n", there.stderr
 
 
 def test_the_digest_tells_spaces_apart():
@@ -162,3 +152,12 @@ def test_seeds_are_63_bit_and_depend_on_the_kind_of_every_part(parts):
     assert 0 <= seed < 2**63
     assert derive_seed(*parts, 0) != seed
     assert derive_seed(*parts, 1) != derive_seed(*parts, "1")
+
+
+@pytest.mark.parametrize("sizes", [[1], [4] * 20, [2, 3, 4, 5, 7], [2**13, 3**5, 5**4]], ids=len)
+def test_indices_are_those_of_one_draw_for_each_choice(sizes):
+    space = Nested(Choice.integer(f"c{i}", 1, size) for i, size in enumerate(sizes))
+    bulk, single = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    drawn = space.sample_indices(bulk)
+    assert list(drawn.values()) == [int(torch.randint(size, (), generator=single)) for size in sizes]
+    assert torch.equal(bulk.get_state(), single.get_state())

@@ -2,22 +2,23 @@
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
+from tests.programs import Running, start_script
 from tests.supernets import ddp_worker
 
-WORKER = Path(ddp_worker.__file__)
 
-
-def start(folder: Path, rank: int, port: int) -> "subprocess.Popen[str]":
+def start(folder: Path, rank: int, port: int) -> Running:
     place = {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    environment = os.environ | place | {"PYTHONPATH": str(WORKER.parents[2]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(WORKER), str(folder), "2"]
-    return subprocess.Popen(command, env=environment, cwd=folder, stderr=subprocess.PIPE, text=True)
+    return start_script(
+        Path(ddp_worker.__file__),
+        *(str(folder), "2"),
+        folder=folder,
+        environment=os.environ | place,
+        scratch=folder / f"rank{rank}",
+    )
 
 
 def test_two_processes_step_as_one_on_the_union_of_their_batches(tmp_path: Path) -> None:
@@ -28,8 +29,8 @@ def test_two_processes_step_as_one_on_the_union_of_their_batches(tmp_path: Path)
     try:
         alone = ddp_worker.train(tmp_path, 1)
         for process in processes:
-            _, errors = process.communicate(timeout=100)
-            assert process.returncode == 0, errors[-3000:]
+            done = process.wait()
+            assert done.returncode == 0, done.stderr[-3000:]
     finally:
         for process in processes:
             process.kill()

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from search_spaces import ConvNetSpace, SearchSpace, Stage
 from supernets import Classification, Supernet
 from supernets.export import ExportError, export
+from tests.programs import run_code
 
 ROOT = Path(__file__).parents[2]
 SMALL = ConvNetSpace([Stage((4, 8), (1, 2), (3, 5), (2,), squeeze_excite=True)], 4, resolutions=(6, 8))
@@ -95,33 +96,21 @@ def test_safetensors_carry_one_key_with_the_part_that_equal_requests_share(modul
 
 
 EXPORT = """
-import sys, torch
-torch.set_num_threads(1)
-sys.path.insert(0, {root!r})
+import sys
 from tests.supernets import test_export
-test_export.export(test_export.subnetwork(), test_export.INPUTS, {folder!r}, formats=["safetensors"],
-                   manifest={{"b": 1, "a": 2, "arch_id": "x"}})
+test_export.export(test_export.subnetwork(), test_export.INPUTS, sys.argv[1], formats=["safetensors"],
+                   manifest={"b": 1, "a": 2, "arch_id": "x"})
+print(hash("x"))
 """
-
-
-def python(code: str, folder: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
 
 
 def test_equal_requests_give_equal_bytes_in_another_process(tmp_path: Path) -> None:
     mine = export(
         subnetwork(), INPUTS, tmp_path / "a", formats=["safetensors"], manifest={"arch_id": "x", "a": 2, "b": 1}
     )
-    done = python(EXPORT.format(root=str(ROOT), folder=str(tmp_path / "b")), tmp_path, PYTHONHASHSEED="7")
+    done = run_code(EXPORT, str(tmp_path / "b"), folder=tmp_path, scratch=tmp_path / "outputs")
     assert done.returncode == 0, done.stderr
+    assert int(done.stdout) != hash("x")
     assert mine.files["safetensors"].read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 
@@ -140,7 +129,15 @@ print((outputs - expected).abs().max().item())
 def test_a_program_that_knows_nothing_of_us_gets_the_same_outputs(module: nn.Module, tmp_path: Path) -> None:
     export(module, INPUTS, tmp_path / "out", formats=["pt2"], manifest={})
     torch.save((IMAGES, module(IMAGES).detach()), tmp_path / "case.pt")
-    done = python(PLAIN, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == 0.0
 

@@ -58,11 +58,11 @@ def states(uri):
     return [(run.info.status, run.data.tags["nas.state"]) for run in runs(uri)]
 
 
-def until(condition, seconds=40):
+def until(condition, seconds=200):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.1)
+        time.sleep(0.3)
 
 
 def a_mixed_study(url, runs_folder):

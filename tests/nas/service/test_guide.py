@@ -1,9 +1,7 @@
 """The guide does what it says: its commands and its Python run against a service, in order."""
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import requests
 from safetensors.torch import load_file
 
 from nas import DatasetSampler, save_sampler
+from tests.programs import Done, run_code
 
 pytestmark = pytest.mark.filterwarnings("default")
 ROOT = Path(__file__).parents[3]
@@ -20,23 +19,28 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
 DEFAULT = "http://127.0.0.1:8008"
 
 
+def run_shell(program: str, folder: Path) -> Done:
+    command = ["bash", "-euo", "pipefail", "-c", program]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=250, check=False)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
 def test_its_commands_and_snippets_run_in_order(
     studied: Any, launch: Any, trained: Any, sampler: DatasetSampler, tmp_path: Path
 ) -> None:
     save_sampler(sampler, tmp_path / "sampler")
     models = (f"digits-supernet={trained.folder}", f"digits-sampler={tmp_path / 'sampler'}")
     running = launch(models=models, storage=str(trained.storage))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     printed = ""
     for language, text in BLOCKS:
         assert language in ("bash", "python", "sh", "text")
         if language not in ("bash", "python"):
             continue
         program = text.replace(DEFAULT, running.url)
-        command = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else [sys.executable, "-c"]
-        done = subprocess.run(
-            [*command, program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
-        )
+        if language == "python":
+            done = run_code(program, folder=tmp_path, scratch=tmp_path / "outputs")
+        else:
+            done = run_shell(program, tmp_path)
         assert done.returncode == 0, f"{program}\n{done.stdout}\n{done.stderr}"
         printed += done.stdout
     assert '"name":"digits-supernet"' in printed
