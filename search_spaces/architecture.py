@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping
 from functools import cached_property
 
 from search_spaces.choice import Candidate
 
 __all__ = ["Architecture", "InvalidArchitectureError"]
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 class InvalidArchitectureError(ValueError):
@@ -33,11 +35,15 @@ class Architecture(Mapping[str, Candidate]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def items(self) -> ItemsView[str, Candidate]:
+        """Return (choice, candidate) pairs."""
+        return self._values.items()
+
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Architecture) and self.to_json() == other.to_json()
+        return isinstance(other, Architecture) and self._json == other._json
 
     def __hash__(self) -> int:
-        return hash(self.arch_id)
+        return hash(self._json)
 
     def __repr__(self) -> str:
         return f"Architecture({self._values})"
@@ -47,7 +53,7 @@ class Architecture(Mapping[str, Candidate]):
 
     @cached_property
     def _json(self) -> str:
-        return json.dumps(self._values, sort_keys=True, separators=(",", ":"))
+        return _ENCODER.encode(self._values)
 
     @cached_property
     def arch_id(self) -> str:

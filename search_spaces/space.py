@@ -217,7 +217,7 @@ class SearchSpace(ABC):
     def _pick(self, indices: Mapping[str, int]) -> Architecture:
         values: dict[str, Candidate] = {}
         for name, choice in self._by_name.items():
-            if self._active(choice, values):
+            if choice.requires is None or self._active(choice, values):
                 values[name] = choice.candidates[indices[name]]
         return Architecture(self.canonical(values))
 
@@ -238,8 +238,8 @@ class SearchSpace(ABC):
 
         Where several values make one network (:meth:`canonical`), it is drawn as often as they all together.
         """
-        sizes = [choice.size for choice in self._by_name.values()]
-        draws = (torch.rand(len(sizes), generator=generator, dtype=torch.float64) * torch.tensor(sizes)).long().tolist()
+        sizes = self._sizes
+        draws = (torch.rand(len(sizes), generator=generator, dtype=torch.float64) * sizes).long().tolist()
         return self._pick(dict(zip(self._by_name, draws, strict=True)))
 
     def _complete(self, architecture: Architecture, generator: torch.Generator | None = None) -> dict[str, int]:
@@ -250,9 +250,17 @@ class SearchSpace(ABC):
 
     def sample_indices(self, generator: torch.Generator) -> dict[str, int]:
         """Draw the position of a candidate for every choice, inactive ones included."""
-        return {
-            name: int(torch.randint(choice.size, (), generator=generator)) for name, choice in self._by_name.items()
-        }
+        sizes = self._sizes.tolist()
+        multiple = math.lcm(*sizes)
+        if multiple < 2**24:  # one call instead of many, for the same numbers: remainders of a multiple are uniform
+            draws = torch.randint(multiple, (len(sizes),), generator=generator).tolist()
+        else:
+            draws = [int(torch.randint(size, (), generator=generator)) for size in sizes]
+        return {name: draw % size for name, draw, size in zip(self._by_name, draws, sizes, strict=True)}
+
+    @cached_property
+    def _sizes(self) -> Tensor:
+        return torch.tensor([choice.size for choice in self._by_name.values()], device="cpu")
 
     def neighbours(self, architecture: Architecture) -> Iterator[Architecture]:
         """Yield every architecture that differs in the value of one active choice.
@@ -264,8 +272,7 @@ class SearchSpace(ABC):
         seen = {architecture}
         for name in architecture:
             for index in range(self._by_name[name].size):
-                other = self._pick(base | {name: index})
-                if other not in seen:
+                if index != base[name] and (other := self._pick(base | {name: index})) not in seen:
                     seen.add(other)
                     yield other
 

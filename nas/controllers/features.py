@@ -1,16 +1,17 @@
 """Architectures as vectors that say how alike two of them are, for regressors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces import Architecture, SearchSpace
+from search_spaces import Architecture, Candidate, SearchSpace
 
 __all__ = ["Features"]
 
 Floats = NDArray[np.float64]
+_REMEMBERED = 2048
 
 
 @final
@@ -38,40 +39,53 @@ class Features:
             width += size + (choice.requires is not None)
         self._width = width
         self._motifs: dict[str, int] = {}
-        self._known: dict[Architecture, tuple[Floats, dict[str, float]]] = {}
+        self._entries: dict[tuple[str, type, Candidate], tuple[tuple[int, float], ...]] = {}
+        self._known: dict[Architecture, tuple[list[float], Mapping[str, int]]] = {}
 
-    def choices(self, architectures: Sequence[Architecture]) -> Floats:
-        """Return the vectors of the choices, ``(N, D)``."""
-        return np.stack([self._features(architecture)[0] for architecture in architectures])
+    def __call__(self, architectures: Sequence[Architecture]) -> tuple[Floats, Floats]:
+        """Return the vectors of the choices, ``(N, D)``, and the counts of the motifs, ``(N, M)``.
 
-    def motifs(self, architectures: Sequence[Architecture]) -> Floats:
-        """Return the counts of the motifs, ``(N, M)``; columns that come up later are appended, ``M`` may be 0."""
-        found = [self._features(architecture)[1] for architecture in architectures]
-        for counts in found:
+        Columns of motifs that come up later are appended; ``M`` may be 0.
+        """
+        found = [self._features(architecture) for architecture in architectures]
+        for _, counts in found:
             for name in counts:
                 self._motifs.setdefault(name, len(self._motifs))
-        table = np.zeros((len(found), len(self._motifs)))
-        for row, counts in zip(table, found, strict=True):
+        motifs = np.zeros((len(found), len(self._motifs)))
+        for row, (_, counts) in zip(motifs, found, strict=True):
             for name, count in counts.items():
                 row[self._motifs[name]] = count
-        return table
+        return np.array([vector for vector, _ in found]), motifs
 
-    def _features(self, architecture: Architecture) -> tuple[Floats, dict[str, float]]:
-        known = self._known.get(architecture)
+    def _features(self, architecture: Architecture) -> tuple[list[float], Mapping[str, int]]:
+        """Return vector and motifs; those of the architectures last asked for are remembered."""
+        known = self._known.pop(architecture, None)
         if known is None:
-            known = self._known[architecture] = self._vector(architecture), dict(self.space.motifs(architecture))
+            known = self._vector(architecture), self.space.motifs(architecture)
+            if len(self._known) >= _REMEMBERED:
+                del self._known[next(iter(self._known))]
+        self._known[architecture] = known
         return known
 
-    def _vector(self, architecture: Architecture) -> Floats:
-        vector = np.zeros(self._width)
+    def _vector(self, architecture: Architecture) -> list[float]:
+        vector = [0.0] * self._width
         for name, value in architecture.items():
+            for column, number in self._entry(name, value):
+                vector[column] = number
+        return vector
+
+    def _entry(self, name: str, value: Candidate) -> tuple[tuple[int, float], ...]:
+        """Return columns and numbers of one value of one choice."""
+        key = name, type(value), value
+        known = self._entries.get(key)
+        if known is None:
             choice = self.space.choice(name)
             start, size = self._columns[name]
             position = choice.index(value)
+            entries = [(start + size, 1.0)] if choice.requires is not None else []
             if choice.kind == "categorical":
-                vector[start + position] = 0.5**0.5
+                entries.append((start + position, 0.5**0.5))
             elif choice.size > 1:
-                vector[start] = position / (choice.size - 1)
-            if choice.requires is not None:
-                vector[start + size] = 1.0
-        return vector
+                entries.append((start, position / (choice.size - 1)))
+            known = self._entries[key] = tuple(entries)
+        return known

@@ -75,6 +75,14 @@ class GaussianProcess:
         self._factor = cho_factor(covariance, lower=True, check_finite=False)
         self._weights = cho_solve(self._factor, values - given.mean, check_finite=False)
 
+    def mean(self, distances: Floats) -> Floats:
+        """Return the mean ``(m,)`` alone, in a fraction of the time of both.
+
+        Args:
+            distances: ``(m, n)`` squared distances to the observed points.
+        """
+        return np.asarray(self.given.mean + np.exp(-0.5 / self.given.length * distances) @ self._weights)
+
     def __call__(self, distances: Floats) -> tuple[Floats, Floats]:
         """Return mean and standard deviation ``(m,)`` of the function, without noise, at ``m`` points.
 

@@ -44,6 +44,10 @@ class Observation:
         return math.inf if self.margins is None else math.fsum(max(0.0, margin) for margin in self.margins)
 
 
+def _order(item: Observation) -> tuple[float, int]:
+    return item.order
+
+
 def _margin(limit: Limit, trial: Trial) -> float:
     measured = trial.measurements.get(limit.metric)
     return 0.0 if measured is None else limit.violation(measured.value) / (abs(limit.bound) or 1.0)
@@ -84,7 +88,8 @@ class History:
         self.problem = problem
         self.revision = 0
         self._told: dict[int, Observation] = {}
-        self._orders: list[tuple[float, int]] = []
+        self._lessons: list[Observation] = []
+        self._running: dict[int, Observation] = {}
         self._asked: dict[Architecture, None] = {}
         self._seen: set[Architecture] = set()
 
@@ -113,9 +118,13 @@ class History:
             old = self._told.get(number)
             if item == old:
                 continue
-            if old is not None:
-                self._orders.remove(old.order)
-            bisect.insort(self._orders, item.order)
+            if old is not None and old.margins is not None:
+                del self._lessons[bisect.bisect_left(self._lessons, old.order, key=_order)]
+            if item.margins is not None:
+                bisect.insort(self._lessons, item, key=_order)
+            self._running.pop(number, None)
+            if item.pending:
+                self._running[number] = item
             self._told[number] = item
             self._seen.add(item.architecture)
             self._asked.pop(item.architecture, None)
@@ -123,12 +132,11 @@ class History:
 
     def lessons(self) -> list[Observation]:
         """Return the finished trials that teach something, in the order in which they finished."""
-        told = (self._told[number] for _, number in self._orders)
-        return [item for item in told if item.margins is not None]
+        return list(self._lessons)
 
     def pending(self) -> list[Architecture]:
         """Return what is being evaluated: running trials by number, then asked architectures that are in no trial."""
-        running = sorted((item for item in self._told.values() if item.pending), key=lambda item: item.order)
+        running = sorted(self._running.values(), key=_order)
         return [*(item.architecture for item in running), *self._asked]
 
     def generator(self) -> torch.Generator:

@@ -20,6 +20,7 @@ from nas.controllers import (
     Problem,
     RandomController,
 )
+from nas.controllers.history import History
 from search_spaces import Choice, InvalidArchitectureError, SearchSpace, derive_seed
 from trials import Limit, Measurement, Metric, Trial, TrialState, hypervolume
 
@@ -534,3 +535,18 @@ def test_random_controller_imports_neither_optuna_nor_nni():
 def test_every_controller_is_a_controller():
     problem = Problem(three(), ONE)
     assert all(isinstance(make(problem), Controller) for make in CONTROLLERS.values())
+
+
+def test_a_history_told_anew_holds_each_trial_once_and_in_order():
+    space = flat(2)
+    told = list(space.architectures())[:6]
+    history = History(Problem(space, ONE))
+    history.tell([trial(i, a, TrialState.RUNNING) for i, a in enumerate(told)])
+    assert history.pending() == told
+    history.tell([trial(i, told[i], finished=float(-i), loss=1.0) for i in (4, 1, 3)])
+    history.tell([trial(2, told[2], TrialState.FAILED, finished=9.0)])
+    assert [item.architecture for item in history.lessons()] == [told[4], told[3], told[1]]
+    assert history.pending() == [told[0], told[5]]
+    history.tell([trial(4, told[4], finished=5.0, loss=2.0), trial(3, told[3], TrialState.FAILED, finished=-3.0)])
+    assert [(item.order, item.costs) for item in history.lessons()] == [((-1.0, 1), (1.0,)), ((5.0, 4), (2.0,))]
+    assert history.revision == 12

@@ -9,6 +9,7 @@ import pytest
 from scipy import integrate, stats
 
 from nas.controllers import PredictorController, Problem, RandomController
+from nas.controllers.beliefs import _milestone, _scalarised
 from nas.controllers.features import Features
 from nas.controllers.gaussian import (
     LENGTHS,
@@ -19,7 +20,6 @@ from nas.controllers.gaussian import (
     log_expected_improvement,
     normal_scores,
 )
-from nas.controllers.predictor import _milestone, _scalarised
 from search_spaces import CellSpace, Choice, SearchSpace
 from search_spaces.cell_graph import EDGES, expression, paths
 from trials import Limit, Measurement, Metric, Trial, TrialState, hypervolume
@@ -132,9 +132,9 @@ def test_distances_of_features():
     )
     one = space.architecture({"depth": 1, "w1": 4, "op": "a"})
     other = space.architecture({"depth": 2, "w1": 8, "w2": 64, "op": "c"})
-    a, b = Features(space).choices([one, other])
+    (a, b), motifs = Features(space)([one, other])
     assert ((a - b) ** 2).sum() == pytest.approx(1 + 0.5**2 + (1 + 1) + 1)  # depth, w1, w2 and its presence, op
-    assert Features(space).motifs([one, other]).shape == (2, 0)
+    assert motifs.shape == (2, 0)
 
 
 def test_equal_cells_have_equal_motifs_and_alike_ones_are_close():
@@ -145,8 +145,8 @@ def test_equal_cells_have_equal_motifs_and_alike_ones_are_close():
     assert space.motifs(first) == {">nor_conv_1x1": 1, ">nor_conv_3x3": 1}
     deep = space.from_text("|nor_conv_1x1~0|+|nor_conv_3x3~0|skip_connect~1|+|avg_pool_3x3~0|none~1|nor_conv_1x1~2|")
     features = Features(space)
-    assert features.motifs([first]).tolist() == [[1, 1]]
-    rows = features.motifs([first, deep])
+    assert features([first])[1].tolist() == [[1, 1]]
+    _, rows = features([first, deep])
     counts = {">avg_pool_3x3": 1, ">nor_conv_3x3>nor_conv_1x1": 1, ">nor_conv_1x1>nor_conv_1x1": 1}
     assert space.motifs(deep) == counts
     assert ((rows[0] - rows[1]) ** 2).sum() == 5
@@ -251,3 +251,48 @@ def test_cells_that_are_one_function_have_the_same_paths():
         counts = found.setdefault(expression(operations, "function"), paths(operations))
         assert paths(operations) == counts
     assert len({str(sorted(counts.items())) for counts in found.values()}) > 40
+
+
+def test_candidates_that_compare_equal_have_features_of_their_own():
+    space = Toy(Choice("flag", (1, True, "1"), kind="categorical"))
+    vectors, _ = Features(space)(list(space.architectures()))
+    assert (vectors > 0).tolist() == np.eye(3, dtype=bool).tolist()
+
+
+def test_features_are_the_same_once_they_have_been_forgotten():
+    features, space = Features(flat(2, 60)), flat(2, 60)
+    known = list(space.architectures())
+    first = features(known[:3])[0].tolist()
+    features(known)
+    assert len(features._known) < len(known)
+    assert features(known[:3])[0].tolist() == first
+
+
+def test_the_memory_moves_on_in_blocks_so_that_hyperparameters_stay(monkeypatch):
+    problem = Problem(flat(3, 6), (LOSS,), (Limit("size", 8.0, "max"),), seed=0)
+    controller = PredictorController(problem, memory=70, start=4, parents=1, rounds=0)
+    lessons = [SimpleNamespace(order=i) for i in range(200)]
+    windows = [controller._newest(lessons[:count]) for count in range(200)]
+    assert all(60 < len(window) <= 70 for window in windows[70:])
+    assert {window[0].order for window in windows[1:]} == set(range(0, 140, 10))
+    choices = []
+    monkeypatch.setattr("nas.controllers.beliefs.choose", lambda d, v: choices.append(len(v)) or choose(d, v))
+    history = [told(i, a, *limited(a)[:1], **limited(a)[1]) for i, a in enumerate(problem.space.architectures())]
+    controller.tell(history[:120])
+    for item in history[120:130]:
+        controller.ask(1)
+        controller.tell([item])
+    assert len(choices) <= 2 * 4  # two models; at first, when a block is full, and at a milestone or two
+
+
+def test_a_search_beyond_the_memory_goes_on_as_if_it_had_not_stopped():
+    problem = Problem(flat(4), (LOSS,), (Limit("size", 8.0, "max"),), seed=5)
+
+    def make():
+        return PredictorController(problem, start=4, memory=14, parents=1, rounds=1)
+
+    controller = make()
+    history = search(controller, 45, limited)
+    again = make()
+    again.tell(history[::-1])
+    assert again.ask(3) == controller.ask(3)
