@@ -403,7 +403,7 @@ class Sum(nn.Module):
 @pytest.mark.parametrize(
     ("given", "source", "message"),
     [
-        (space(), Single, "Single does not give; use SharedWeights or MixtureWeights"),
+        (space(), Single, "Single does not give: Single gives .* single architectures only; use SharedWeights"),
         (space(), None, "kernel_transform: false"),
         (ConvNetSpace([Stage((4,), (1,))], 3, resolutions=(4, 6)), SharedWeights, "'resolution' has no place"),
         (FactorySpace(Sum, {"width": [2, 4]}, input_shape=(3,)), SharedWeights, "'width' has no place for a mask"),
