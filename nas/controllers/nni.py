@@ -78,8 +78,9 @@ class NNIController(Controller):
       2017, arXiv 1703.01041).
     - ``regularized_evolution``: the best of a sample of the youngest is mutated (Real et al. 2019, arXiv 1802.01548).
     - ``random``: uniform draws.
-    - ``grid``: every architecture in turn. The order of choices and candidates comes from the seed, because a search
-      seldom sees more than a corner of the grid.
+    - ``grid``: every architecture in turn, scattered, because a search seldom sees more than a small part of the grid:
+      as many points as the largest choice has candidates show every candidate of every choice. Which ones come
+      together first depends on the seed.
 
     Until the population of either evolution is full, proposals are uniform draws, as NNI's are.
 
@@ -214,30 +215,50 @@ class _KeepRepeats:
 
 @final
 class _Grid:
-    """Iterates over the positions of NNI's grid, in an order of choices and candidates drawn from a seed."""
+    """Iterates over the positions of NNI's grid, scattered, in an order drawn from a seed.
+
+    NNI counts in mixed radix. With ``d_0`` its fastest digit, that of the choice with the most candidates, choice ``j``
+    of ``r_j`` candidates takes position ``(d_j + d_0 + j d_1 + sum_(2 <= l < j) c_jl d_l) mod r_j``, of these terms
+    those with ``l < j``, and ``c`` drawn. Solved from ``d_0`` on this gives the digits back, so every point comes
+    exactly once. While only ``d_0`` counts, all choices go through their candidates together; of at most ``r`` choices
+    that all have the same prime number ``r`` of candidates, any two go through all their pairs in ``r^2`` points.
+    """
 
     def __init__(self, seed: int, choices: Sequence[Choice]) -> None:
         generator = torch.Generator().manual_seed(derive_seed(seed, "grid"))
-        order = torch.randperm(len(choices), generator=generator).tolist()
-        parameters = {
-            choices[i].name: {
-                "_type": "choice",
-                "_value": torch.randperm(choices[i].size, generator=generator).tolist(),
-            }
-            for i in order
-        }
+        order = [choices[i] for i in torch.randperm(len(choices), generator=generator).tolist()]
+        self._choices = sorted(order, key=lambda choice: -choice.size)
+        self._candidates = [torch.randperm(choice.size, generator=generator).tolist() for choice in self._choices]
+        self._factors = [
+            [1, j, *torch.randint(choice.size, (j,), generator=generator).tolist()][:j]
+            for j, choice in enumerate(self._choices)
+        ]
         self._tuner = GridSearchTuner()
-        if parameters:
+        if choices:
             with _quiet():
-                self._tuner.update_search_space(parameters)
+                self._tuner.update_search_space(
+                    {
+                        choice.name: {"_type": "choice", "_value": list(range(choice.size))}
+                        for choice in reversed(self._choices)  # the last one counts fastest
+                    }
+                )
 
     def __iter__(self) -> Iterator[dict[str, int]]:
         """Yield what has not been yielded before."""
         while True:
             try:
-                yield self._tuner.generate_parameters(-1)
+                point = self._tuner.generate_parameters(-1)
             except nni.NoMoreTrialError:
                 return
+            yield self._scattered([point[choice.name] for choice in self._choices])
+
+    def _scattered(self, digits: Sequence[int]) -> dict[str, int]:
+        found = {}
+        parts = zip(self._choices, self._factors, self._candidates, digits, strict=True)
+        for choice, factors, candidates, digit in parts:
+            place = digit + sum(factor * other for factor, other in zip(factors, digits, strict=False))
+            found[choice.name] = candidates[place % choice.size]
+        return found
 
 
 def _evolve(tuner: Any, told: Sequence[tuple[Mapping[str, int], float]], pending: int) -> None:

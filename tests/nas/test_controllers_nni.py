@@ -1,3 +1,4 @@
+import itertools
 import random
 
 import numpy as np
@@ -8,7 +9,7 @@ from torch import nn
 
 from nas.controllers import NNIController, Problem
 from nas.controllers.history import History
-from nas.controllers.nni import _scalars
+from nas.controllers.nni import _Grid, _scalars
 from search_spaces import Choice, SearchSpace
 from trials import Limit, Measurement, Metric, Trial, TrialState
 
@@ -109,12 +110,30 @@ def test_more_may_be_evaluated_than_the_population_holds(tuner):
     assert len(set(controller.ask(20))) == 20
 
 
-def test_grid_goes_through_all_candidates_of_few_choices_first():
+def test_the_first_points_of_a_grid_hold_all_candidates_and_all_pairs():
     asked = NNIController(Problem(Numbers(), ONE, seed=5), tuner="grid").ask(25)
-    varied = [name for name in asked[0] if len({architecture[name] for architecture in asked}) > 1]
-    assert len(varied) == 2
-    other = NNIController(Problem(Numbers(), ONE, seed=6), tuner="grid").ask(25)
-    assert asked != other
+    names = list(asked[0])
+    assert all({architecture[name] for architecture in asked[:5]} == {0, 1, 2, 3, 4} for name in names)
+    for first, second in itertools.combinations(names, 2):
+        assert len({(architecture[first], architecture[second]) for architecture in asked}) == 25
+    assert NNIController(Problem(Numbers(), ONE, seed=6), tuner="grid").ask(25) != asked
+
+
+def test_a_grid_of_any_sizes_holds_every_point_once():
+    sizes = {"a": 2, "b": 6, "c": 4, "d": 3, "e": 1}
+    grid = _Grid(1, [Choice.integer(name, 1, size) for name, size in sizes.items()])
+    points = [tuple(point[name] for name in sizes) for point in grid]
+    assert sorted(points) == list(itertools.product(*map(range, sizes.values())))
+    assert all(len({point[place] for point in points[:6]}) == size for place, size in enumerate(sizes.values()))
+
+
+def test_a_grid_goes_on_where_it_stopped():
+    problem = Problem(Numbers(3), ONE, seed=2)
+    whole = NNIController(problem, tuner="grid").ask(125)
+    assert len(set(whole)) == 125
+    again = NNIController(problem, tuner="grid")
+    again.tell([bowl(number, architecture) for number, architecture in enumerate(whole[:60])])
+    assert again.ask(65) == whole[60:]
 
 
 def test_tpe_is_the_tuner_of_nni_told_the_whole_history():
