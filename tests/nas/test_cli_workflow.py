@@ -4,8 +4,8 @@ import contextlib
 import importlib.util
 import json
 import re
+import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ from nas.callbacks import FitProgress
 from nas.objectives import Evaluation, WeightSharing
 from search_spaces import Architecture
 from supernets import load
-from trials import Tracker, TrackingUnavailableError, TrialState, TrialStore
+from tests.programs import run_code
+from trials import Mirror, Tracker, TrackingUnavailableError, TrialState, TrialStore
 
 _SPEC = importlib.util.spec_from_file_location("commands_fixture", Path(__file__).with_name("commands_fixture.py"))
 assert _SPEC is not None
@@ -42,12 +43,14 @@ class Done:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
+def done(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Iterator[Done]:
     """One fit and one search; tests that need the folder are in it."""
     folder = tmp_path_factory.mktemp("experiment")
     experiment.write_config(folder)
+    shutil.copy(empty_mlflow, folder / "mlflow.db")
     torch.set_num_threads(1)
-    with contextlib.chdir(folder):
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Mirror.close, "__defaults__", (250.0,))  # of a busy machine
         fit = captured(["fit", "-c", "small.yaml"])
         search = captured(["search", "-c", "small.yaml", "--ckpt_path", ADDRESS])
         yield Done(folder, fit, search)
@@ -259,18 +262,22 @@ def test_export_by_json_by_identity_and_by_name_agree(done: Done) -> None:
     assert json.loads(Path("by-name/manifest.json").read_text())["architecture"] == {"depth": 1, "layer1.width": 8}
 
 
+ALONE = """
+import sys
+import torch
+OURS = ("search_spaces", "hypernets", "supernets", "trials", "nas")
+for name in [name for name in sys.modules if name.startswith(tuple(f"{package}." for package in OURS))]:
+    del sys.modules[name]
+sys.modules.update(dict.fromkeys(OURS))  # which forbids to import them
+model = torch.export.load("alone/model.pt2").module()
+print(tuple(model(torch.zeros(3, 64)).shape))
+"""
+
+
 def test_an_exported_file_needs_nothing_of_ours(done: Done) -> None:
     captured(["export", ADDRESS, "--architecture", "middle", "--format", "pt2", "--out", "alone"])
-    code = (
-        "import sys, torch\n"
-        "model = torch.export.load('alone/model.pt2').module()\n"
-        "assert not {'nas', 'supernets', 'search_spaces', 'trials'} & set(sys.modules)\n"
-        "print(tuple(model(torch.zeros(3, 64)).shape))"
-    )
-    output = subprocess.run(
-        [sys.executable, "-I", "-W", "ignore", "-c", code], capture_output=True, text=True, check=True, timeout=90
-    )
-    assert output.stdout.strip() == "(3, 10)"
+    output = run_code(ALONE, folder=Path.cwd(), scratch=Path("outputs"))
+    assert output.stdout == "(3, 10)\n", output.stderr
 
 
 def test_report_writes_and_resyncs(done: Done) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -209,8 +210,9 @@ search: {study: small}
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def fitted(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("conditions")
+    shutil.copy(empty_mlflow, folder / "mlflow.db")
     (folder / "small.yaml").write_text(CONFIG)
     torch.set_num_threads(1)
     with contextlib.chdir(folder):

@@ -197,15 +197,31 @@ def test_two_searches_in_one_study_share_its_history(url):
     assert not set(first.seen) & set(second.seen)
 
 
-def test_worker_processes_find_the_same_values(url, tmp_path):
+class NewestFirst(SerialExecutor):
+    """Two jobs at a time, of which the one that began last ends first."""
+
+    def __init__(self, function):
+        super().__init__(function)
+        self.slots = 2
+
+    def wait(self, timeout=None):
+        self._jobs.reverse()
+        return super().wait(timeout)
+
+
+@pytest.mark.parametrize("kind", ["process", "out of order"])
+def test_other_executors_find_the_same_values(kind, url, tmp_path):
     given = problem()
     with opened(url, given) as store:
         serial = search(store, given, Width()).run(4)
-    with (
-        opened(str(tmp_path / "other.journal"), given) as store,
-        ProcessExecutor(Evaluate(Width()), workers=2, record=store.outcomes.write) as executor,
-    ):
-        parallel = search(store, given, Width(), executor=executor).run(4)
+    with opened(str(tmp_path / "other.journal"), given) as store:
+        evaluate = Evaluate(Width())
+        with (
+            ProcessExecutor(evaluate, workers=1, record=store.outcomes.write)
+            if kind == "process"
+            else NewestFirst(evaluate)
+        ) as executor:
+            parallel = search(store, given, Width(), executor=executor).run(4)
 
     def values(result):
         return {trial.arch_id: trial.value("accuracy") for trial in result.trials}

@@ -28,14 +28,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # those of MLflow and its lay
 EXPERIMENT = "weightloom"
 
 
-@pytest.fixture(scope="module")
-def empty_mlflow(tmp_path_factory):
-    """A database with its tables: creating them costs a second each time."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
 def uri(empty_mlflow, tmp_path):
     shutil.copy(empty_mlflow, tmp_path / "mlflow.db")

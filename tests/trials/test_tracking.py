@@ -16,13 +16,6 @@ from trials.tracking_address import artifact_location, check_tracking
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of MLflow, Lightning and their layers are theirs
 
 
-@pytest.fixture(scope="module")
-def empty_mlflow(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mlflow")
-    MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
 def uri(empty_mlflow, tmp_path):
     shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
