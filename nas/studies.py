@@ -210,8 +210,8 @@ def _announce(result: SearchResult, objectives: Sequence[Metric], settings: Sear
     if shown:
         omitted = "" if len(shown) == len(result.front) else f" ({len(shown)} of {len(result.front)} shown)"
         print(f"\nPareto front{omitted}:\n{front_table(objectives, shown)}\n")
-    elif states[TrialState.FAILED]:
-        failed = next(trial for trial in result.trials if trial.state is TrialState.FAILED)
+    if states[TrialState.FAILED]:
+        failed = [trial for trial in result.trials if trial.state is TrialState.FAILED][-1]
         reason = (failed.error or "").strip().splitlines()
         print(f"[search] trial {failed.number} failed: {reason[-1] if reason else 'for no known reason'}")
         print("[search] failed trials are not begun again; once that is mended, search as another search.study")

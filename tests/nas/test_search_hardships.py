@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning import LightningDataModule
 
 from nas import SearchSettings, open_search
 from nas.controllers import Controller, Problem, RandomController
@@ -14,6 +15,7 @@ from nas.data import PlanetoidData
 from nas.evaluation import Evaluate, Screen
 from nas.objectives import Evaluation, Objective
 from nas.search import Search
+from nas.studies import run_study
 from search_spaces import Architecture, MLPSpace
 from supernets import Classification, Supernet
 from trials import Completion, Executor, Limit, Metric, SerialExecutor, StudySpec, TrialState, TrialStore
@@ -203,6 +205,26 @@ def test_data_that_is_not_there_is_one_error_and_leaves_no_study(tmp_path, worke
     with pytest.raises(FileNotFoundError, match="nowhere is no folder"), open_search(supernet, data, settings):
         pass
     assert not storage.exists()
+
+
+def test_a_failure_is_told_beside_the_front(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def measure(architecture: Architecture) -> Mapping[str, float]:
+        if architecture["depth"] > 1:
+            raise RuntimeError("the disk is full")
+        return half(architecture)
+
+    settings = SearchSettings(
+        study="mixed", trials=6, controller=RandomController, objective=lambda net, data: Table(measure)
+    )
+    supernet, data = Supernet(SPACE, Classification(3)), LightningDataModule()
+    result = run_study(supernet, data, settings, tracking=None, origin=None, command="nas search", report=False)
+    assert {TrialState.FAILED, TrialState.COMPLETE} == set(states(result))
+    said = capsys.readouterr().out
+    assert "Pareto front" in said
+    last = max(trial.number for trial in result.trials if trial.state is TrialState.FAILED)
+    assert f"trial {last} failed: RuntimeError: the disk is full" in said
 
 
 def test_the_budget_is_met_although_another_process_gives_its_trial_back(tmp_path):
