@@ -17,7 +17,8 @@ from supernets.weights import WeightSource
 
 __all__ = ["SBSRule"]
 
-_CLOSED = 1.25  # threshold of a gate that starts closed, above the metric of spread-out values, 1
+_ABOVE = 0.25  # of a metric is as far as a threshold goes, or the cost would wind it up while a gate is closed
+_CLOSED = 1 + _ABOVE  # threshold of a gate that starts closed: the metric of spread-out values is 1
 _MEMORY = 0.9  # of the running mean of the metric of inputs
 
 
@@ -50,8 +51,9 @@ class SBSRule(nn.Module, SamplingRule):
 
     Differs from the paper: residuals are normalised; those of inputs are running means over steps, so that bits do not
     change from batch to batch; gates learn at the boundary alone; thresholds have an optimiser of their own, without
-    weight decay. Groups of filters are judged by the weights that read them, because a norm cancels the size of those
-    that make them, and pruned in order of their importance as the gates begin, each with a threshold of its own.
+    weight decay, and stay within 0.25 above the metric, so that a closed gate can open again. Groups of filters are
+    judged by the weights that read them, because a norm cancels the size of those that make them, and pruned in order
+    of their importance as the gates begin, each with a threshold of its own.
 
     Args:
         cost: what is to be small, e.g. ``nas.BitCost``.
@@ -81,7 +83,7 @@ class SBSRule(nn.Module, SamplingRule):
         start: Mapping[str, Any] | None = None,
         warmup: int = 0,
         until: int | None = None,
-        lr: float = 0.3,
+        lr: float = 1.0,
     ) -> None:
         super().__init__()
         if not (cost_weight > 0 and lr > 0 and warmup >= 0 and (cost_target is None or cost_target > 0)):
@@ -246,10 +248,10 @@ class SBSRule(nn.Module, SamplingRule):
         """
         found = {}
         for choice in self._gated:
-            threshold = self.thresholds[_key(choice.name)]
+            threshold, metric = self.thresholds[_key(choice.name)], self.metrics[_key(choice.name)]
             with torch.no_grad():
-                threshold.clamp_(min=0)
-            weights = shares(at_boundary(gate(self.metrics[_key(choice.name)], threshold)))
+                threshold.copy_(torch.minimum(threshold.clamp(min=0), metric + _ABOVE))
+            weights = shares(at_boundary(gate(metric, threshold)))
             found[choice.name] = weights if self._learns(choice, step) else weights.detach()
         return found
 

@@ -143,6 +143,19 @@ def test_a_target_stops_the_cost() -> None:
     assert float(rule.loss(0).detach()) == pytest.approx(0.1 * torch.tensor(228 / 140).log().item(), rel=1e-5)
 
 
+def test_a_closed_gate_is_not_wound_up_and_opens_as_soon_as_the_task_wants_it() -> None:
+    rule = SBSRule(Products())
+    made(mlp(), rule)
+    rule.thresholds["linear2/weight_bits"].data = torch.tensor([0.2, 9.0])
+    rule.thresholds["linear3/weight_bits"].data = torch.tensor([-3.0, 0.5])
+    rule.metrics["linear2/weight_bits"].data = torch.tensor([0.9, 0.6])
+    rule.weights(0)
+    assert rule.thresholds["linear2/weight_bits"].tolist() == pytest.approx([0.2, 0.85])
+    assert rule.thresholds["linear3/weight_bits"].tolist() == [0.0, 0.5]
+    rule.thresholds["linear2/weight_bits"].data -= torch.tensor([0.0, 0.3])
+    assert rule.weights(0)["linear2.weight_bits"].tolist() == [0, 0, 1]
+
+
 def test_gates_alternate_before_the_forward_pass() -> None:
     space, rule = mlp(), SBSRule(Products())
     supernet = made(space, rule)
