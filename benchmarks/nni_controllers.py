@@ -1,9 +1,11 @@
 """Do NNI's tuners find better cells than chance, does a resumed search go on as before, does its portal clean up?
 
 Every tuner searches the table of NATS-Bench (CIFAR-10), 100 evaluations a seed; the cell with the highest validation
-accuracy after 12 epochs is judged by its test accuracy after 200. Then a study of each is stopped half-way and
-continued by a new controller, against the same study without a stop. Last, a study is shown by NNI's own manager;
-processes and files are counted afterwards, also when the process that started it was killed.
+accuracy after 12 epochs is judged by its test accuracy after 200. Tuners that learn must gain on average; chance and
+grid, which can be no better than our random search, must not lose beyond the 95 % confidence interval. Then a study of
+each is stopped half-way and continued by a new controller, against the same study without a stop. Last, a study is
+shown by NNI's own manager; processes and files are counted afterwards, also when the process that started it was
+killed.
 """
 
 import functools
@@ -143,6 +145,8 @@ def verdict(rows: Mapping[str, Mapping[str, object]], same: Mapping[str, int], l
     """Compare with what was asked."""
     gains = {tuner: float(str(rows[tuner]["gain"])) for tuner in TUNERS}
     worst = min(LEARNING, key=gains.__getitem__)
+    ranges = {tuner: str(rows[tuner]["above our random search"]) for tuner in TUNERS}
+    lost = [tuner for tuner in TUNERS if sum(map(float, ranges[tuner].split(" +- "))) < 0.0]
     differing = sum(count > 0 for count in same.values())
     remains = left["after its end"] + left["after kill -9"] + left["files in the home"]
     table = tuple(
@@ -152,11 +156,12 @@ def verdict(rows: Mapping[str, Mapping[str, object]], same: Mapping[str, int], l
     return Result(
         table,
         f"of the tuners that learn, {worst} gains least over random search: {gains[worst]:+.2f} points (asked: not "
-        f"below); random {gains['random']:+.2f}, grid {gains['grid']:+.2f}. {differing} of {len(same)} resumed studies "
+        f"below); random {ranges['random']}, grid {ranges['grid']}; below random search beyond chance: "
+        f"{', '.join(lost) or 'none'} (asked: none). {differing} of {len(same)} resumed studies "
         f"differ (asked: 0). Portal: {left['while it runs']} processes while it runs, {left['after its end']} after, "
         f"{left['after kill -9']} after kill -9 of their owner, {left['files in the home']} files in the home folder "
         "(asked: 0)",
-        gains[worst] >= 0.0 and not differing and not remains and left["while it runs"] > 0,
+        gains[worst] >= 0.0 and not lost and not differing and not remains and left["while it runs"] > 0,
     )
 
 
