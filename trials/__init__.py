@@ -6,10 +6,11 @@ What needs Optuna, MLflow or Lightning is imported when it is first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from trials.executors import Completion, Executor, ProcessExecutor, SerialExecutor
+from trials.executors import Completion, Executor, SerialExecutor
 from trials.files import OutcomeFolder, write_atomically
 from trials.limits import Limit, parse_limits
 from trials.pareto import crowding_distance, hypervolume, non_dominated, non_dominated_rank
+from trials.process_executor import ProcessExecutor
 from trials.study import StudyMismatchError, StudySpec
 from trials.trial import Candidate, Direction, Measurement, Metric, Outcome, Trial, TrialState
 from trials.urls import redact

@@ -1,4 +1,4 @@
-"""Where evaluations run: in this process, or in spawned worker processes that may die without harm.
+"""Where evaluations run: in this process, or on workers that may die without harm.
 
 Life cycle: ``submit`` as many jobs as there are ``slots`` (more are queued), ``wait`` for completions in whatever order
 they come, ``close`` (or leave the ``with`` block) to end the workers. A job that raises, dies or takes too long is a
@@ -7,30 +7,19 @@ completion with an error; it never raises in the caller.
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
-from pickle import PicklingError
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
-__all__ = ["Completion", "Executor", "ProcessExecutor", "SerialExecutor", "evaluated"]
+__all__ = ["Completion", "Executor", "PoolExecutor", "SerialExecutor", "evaluated"]
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
-
-_CLOSE_PATIENCE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -119,62 +108,51 @@ class SerialExecutor(Executor[Argument, Result]):
         self._jobs.clear()
 
 
-class ProcessExecutor(Executor[Argument, Result]):
-    """Evaluates in worker processes that are spawned, never forked.
+class PooledWorker(Protocol):
+    """A worker of a :class:`PoolExecutor`."""
 
-    The function is pickled once for each worker; tensors in it are shared, not copied. Workers ignore Ctrl-C, which the
-    parent turns into a close, and end at once when the parent dies.
+    deadline: float | None
+    """When its job has taken too long, on the clock of ``time.monotonic``."""
+    usable: bool
+    """Whether it can be given another job."""
 
-    Args:
-        function: What evaluates an argument; picklable, as are arguments and results.
-        workers: Number of processes.
-        timeout: Seconds that one evaluation may take before its worker is killed.
-        threads: Threads of each worker for tensor arithmetic; by default the cores are divided among the workers.
-        record: Called in the worker with key and result right after an evaluation, to make the result durable.
+    @property
+    def occupied(self) -> bool:
+        """Whether it has a job."""
 
-    Raises:
-        ValueError: If a number is not positive.
+
+Worker = TypeVar("Worker", bound=PooledWorker)
+
+
+class PoolExecutor(Executor[Argument, Result], Generic[Argument, Result, Worker]):
+    """Runs jobs on workers that are listened to together.
+
+    A subclass keeps ``_pool`` and ``_jobs`` and says how workers are given jobs, heard and ended.
     """
 
-    def __init__(
-        self,
-        function: Callable[[Argument], Result],
-        *,
-        workers: int = 2,
-        timeout: float | None = None,
-        threads: int | None = None,
-        record: Callable[[int, Result], None] | None = None,
-    ) -> None:
-        for name, value in (("workers", workers), ("timeout", timeout), ("threads", threads)):
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}")
-        self.function = function
-        self.workers = workers
-        self.timeout = timeout
-        self.threads = threads
-        self.record = record
-        self.slots = workers
-        self._pool: list[_Worker[Argument, Result]] = []
-        self._jobs: deque[tuple[int, Argument]] = deque()
+    _pool: list[Worker]
 
-    def submit(self, key: int, argument: Argument) -> None:
-        """Queue a job and start it if a worker is free.
+    @abstractmethod
+    def _dispatch(self) -> None:
+        """Give queued jobs to free workers, and begin workers while there may be more."""
 
-        Raises:
-            TypeError: If the function cannot be sent to a worker.
-        """
-        self._jobs.append((key, argument))
-        try:
-            self._dispatch()
-        except TypeError:
-            self._jobs.pop()
-            raise
+    @abstractmethod
+    def _listen(self, busy: Sequence[Worker], patience: float | None) -> Sequence[Worker]:
+        """Return those that have something to say, waiting for the first so many seconds at most."""
+
+    @abstractmethod
+    def _take(self, worker: Worker) -> Completion[Result] | None:
+        """Hear a worker: its answer, its death, or nothing that ends a job."""
+
+    @abstractmethod
+    def _expire(self, worker: Worker) -> Completion[Result] | None:
+        """End a worker whose job has taken too long."""
 
     def wait(self, timeout: float | None = None) -> list[Completion[Result]]:
         """Return the jobs that ended since the last call.
 
         Raises:
-            RuntimeError: If a worker process cannot even start.
+            RuntimeError: If a worker cannot even start.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         completions: list[Completion[Result]] = []
@@ -185,9 +163,9 @@ class ProcessExecutor(Executor[Argument, Result]):
                 break
             ends = [end for end in (deadline, *(worker.deadline for worker in busy)) if end is not None]
             patience = None if not ends else max(0.0, min(ends) - time.monotonic())
-            ready = wait([worker.connection for worker in busy], patience)
+            heard = self._listen(busy, patience)
             for worker in busy:
-                completion = worker.receive() if worker.connection in ready else worker.expire()
+                completion = self._take(worker) if worker in heard else self._overdue(worker)
                 if completion is not None:
                     completions.append(completion)
             self._pool = [worker for worker in self._pool if worker.usable]
@@ -196,123 +174,9 @@ class ProcessExecutor(Executor[Argument, Result]):
         self._dispatch()
         return completions
 
-    def close(self) -> None:
-        """Ask idle workers to end, kill busy ones, and wait for all of them."""
-        self._jobs.clear()
-        for worker in self._pool:
-            worker.dismiss()
-        for worker in self._pool:
-            worker.bury()
-        self._pool = []
-
-    def _dispatch(self) -> None:
-        while self._jobs:
-            worker = next((worker for worker in self._pool if not worker.occupied), None)
-            if worker is None and len(self._pool) >= self.workers:
-                return
-            if worker is None:
-                threads = self.threads or max(1, (os.cpu_count() or 1) // self.workers)
-                worker = _Worker(self.function, self.record, threads, self.timeout)
-                self._pool.append(worker)
-            worker.assign(*self._jobs.popleft())
-
-
-class _Worker(Generic[Argument, Result]):
-    """One worker process as its parent sees it."""
-
-    def __init__(
-        self,
-        function: Callable[[Argument], Result],
-        record: Callable[[int, Result], None] | None,
-        threads: int,
-        timeout: float | None,
-    ) -> None:
-        context = get_context("spawn")
-        self.timeout = timeout
-        self.deadline: float | None = None
-        self.usable = True
-        self._job: tuple[int, Argument] | None = None
-        self._ready = False
-        self.connection, theirs = context.Pipe()
-        self._process: SpawnProcess = context.Process(
-            target=_serve, args=(theirs, function, record, threads), daemon=True
-        )
-        try:
-            with _interrupts_held_back():
-                self._process.start()
-        except (TypeError, AttributeError, PicklingError) as error:
-            raise TypeError(
-                f"the evaluated function must be picklable to reach a worker process, got {function!r} ({error}); "
-                "use a module-level function or an object of a module-level class"
-            ) from error
-        theirs.close()
-
-    @property
-    def occupied(self) -> bool:
-        return self._job is not None
-
-    def assign(self, key: int, argument: Argument) -> None:
-        self._job = (key, argument)
-        if self._ready:
-            self._send()
-
-    def receive(self) -> Completion[Result] | None:
-        """Take the next message of the worker, or notice that it died."""
-        try:
-            message = self.connection.recv()
-        except (EOFError, OSError):
-            return self._died()
-        if message is None:
-            self._ready = True
-            self._send()
-            return None
-        return self._complete(*message)
-
-    def expire(self) -> Completion[Result] | None:
-        """Kill the worker if its job has taken too long."""
-        if self.deadline is None or time.monotonic() < self.deadline:
-            return None
-        self._process.kill()
-        self.bury()
-        return self._complete(None, f"timed out after {self.timeout:g} s")
-
-    def dismiss(self) -> None:
-        if self.occupied or not self._ready:
-            self._process.kill()
-        else:
-            with suppress(OSError):
-                self.connection.send(None)
-
-    def bury(self) -> None:
-        self.usable = False
-        self._process.join(_CLOSE_PATIENCE_S)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-        self.connection.close()
-
-    def _send(self) -> None:
-        if self._job is None:
-            return
-        self.deadline = None if self.timeout is None else time.monotonic() + self.timeout
-        with suppress(BrokenPipeError, ConnectionResetError):
-            self.connection.send(self._job)
-
-    def _died(self) -> Completion[Result]:
-        self.bury()
-        code = self._process.exitcode
-        if not self._ready:
-            raise RuntimeError(
-                f"a worker process must be able to start, it ended with exit code {code}; its message is above. "
-                "A script that uses worker processes needs `if __name__ == '__main__':` around its main part"
-            )
-        return self._complete(None, f"worker died (exit code {code})")
-
-    def _complete(self, result: Result | None, error: str | None) -> Completion[Result]:
-        if self._job is None:
-            raise RuntimeError("a worker answered without a job")
-        key, self._job, self.deadline = self._job[0], None, None
-        return Completion(key, result, error)
+    def _overdue(self, worker: Worker) -> Completion[Result] | None:
+        late = worker.deadline is not None and time.monotonic() >= worker.deadline
+        return self._expire(worker) if late else None
 
 
 def evaluated(
@@ -329,53 +193,3 @@ def evaluated(
     except Exception:
         return Completion(key, None, traceback.format_exc())
     return Completion(key, result, None)
-
-
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Start a process with Ctrl-C blocked: the child inherits that for life, the parent gets the signal afterwards."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _serve(
-    connection: Connection,
-    function: Callable[[Argument], Result],
-    record: Callable[[int, Result], None] | None,
-    threads: int,
-) -> None:
-    """Evaluate what the parent sends, until it says goodbye or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(threads)
-    connection.send(None)
-    while True:
-        try:
-            job = connection.recv()
-        except (EOFError, OSError):
-            return
-        if job is None:
-            return
-        answer = evaluated(function, record, *job)
-        try:
-            connection.send((answer.result, answer.error))
-        except (BrokenPipeError, ConnectionResetError):
-            return
-        except Exception:
-            connection.send((None, f"the result must be picklable to leave its worker:\n{traceback.format_exc()}"))
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)

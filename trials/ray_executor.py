@@ -6,12 +6,12 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Generic, final
 
-from trials.executors import Argument, Completion, Executor, Result, evaluated
+from trials.executors import Argument, Completion, PoolExecutor, Result, evaluated
 
 __all__ = ["RayExecutor"]
 
@@ -19,7 +19,7 @@ _logger = logging.getLogger(__name__)
 
 
 @final
-class RayExecutor(Executor[Argument, Result]):
+class RayExecutor(PoolExecutor[Argument, Result, "_Actor[Argument, Result]"]):
     """Evaluates in actors of a Ray cluster, on whatever machines it has.
 
     The function is put into the object store once and loaded by each actor once, so a supernet crosses the network once
@@ -96,34 +96,6 @@ class RayExecutor(Executor[Argument, Result]):
         self._jobs.append(_Job(key, argument))
         self._dispatch()
 
-    def wait(self, timeout: float | None = None) -> list[Completion[Result]]:
-        """Return the jobs that ended since the last call.
-
-        Raises:
-            RuntimeError: If an actor cannot even start.
-        """
-        import ray
-
-        deadline = None if timeout is None else time.monotonic() + timeout
-        completions: list[Completion[Result]] = []
-        while not completions:
-            self._dispatch()
-            busy = {actor.future: actor for actor in self._pool if actor.job is not None}
-            if not busy:
-                break
-            ends = [end for end in (deadline, *(actor.deadline for actor in busy.values())) if end is not None]
-            patience = None if not ends else max(0.0, min(ends) - time.monotonic())
-            ready, _ = ray.wait(list(busy), num_returns=1, timeout=patience)
-            for future, actor in busy.items():
-                completion = self._take(actor) if future in ready else self._expire(actor)
-                if completion is not None:
-                    completions.append(completion)
-            self._pool = [actor for actor in self._pool if actor.usable]
-            if deadline is not None and time.monotonic() >= deadline:
-                break
-        self._dispatch()
-        return completions
-
     def close(self) -> None:
         """Kill the actors; leave the cluster, or end it where it was started here."""
         import ray
@@ -139,13 +111,21 @@ class RayExecutor(Executor[Argument, Result]):
 
     def _dispatch(self) -> None:
         while self._jobs:
-            actor = next((actor for actor in self._pool if actor.job is None), None)
+            actor = next((actor for actor in self._pool if not actor.occupied), None)
             if actor is None and len(self._pool) >= self.workers:
                 return
             if actor is None:
                 actor = _Actor(self._shipped, self.cpus, self.gpus, self.timeout)
                 self._pool.append(actor)
             actor.assign(self._jobs.popleft())
+
+    def _listen(
+        self, busy: Sequence[_Actor[Argument, Result]], patience: float | None
+    ) -> Sequence[_Actor[Argument, Result]]:
+        import ray
+
+        ready, _ = ray.wait([actor.future for actor in busy], num_returns=1, timeout=patience)
+        return [actor for actor in busy if actor.future in ready]
 
     def _take(self, actor: _Actor[Argument, Result]) -> Completion[Result] | None:
         """Take the answer of an actor, or notice that it died."""
@@ -171,9 +151,7 @@ class RayExecutor(Executor[Argument, Result]):
                 f"{error}"
             ) from error
 
-    def _expire(self, actor: _Actor[Argument, Result]) -> Completion[Result] | None:
-        if actor.deadline is None or time.monotonic() < actor.deadline:
-            return None
+    def _expire(self, actor: _Actor[Argument, Result]) -> Completion[Result]:
         return Completion(actor.give_up().key, None, f"timed out after {self.timeout:g} s")
 
 
@@ -197,6 +175,10 @@ class _Actor(Generic[Argument, Result]):
         self.future: Any = None
         self.loaded = False
         self._handle: Any = ray.remote(num_cpus=cpus, num_gpus=gpus)(_Evaluator).remote([shipped])
+
+    @property
+    def occupied(self) -> bool:
+        return self.job is not None
 
     def assign(self, job: _Job[Argument]) -> None:
         self.job = job
