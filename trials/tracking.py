@@ -1,4 +1,4 @@
-"""MLflow, where people look: runs, artifacts and registered models. The only file that imports it.
+"""MLflow, where people look: runs, artifacts and registered models.
 
 Everything goes through a client with explicit ids; no global active run is touched. MLflow costs more than a second to
 import, so it is imported when a tracker is made.
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
+from trials.registered_models import ModelNotFoundError, RegisteredModels, ResolvedModel
 from trials.tracking_address import (
     TrackingUnavailableError,
     artifact_location,
@@ -43,11 +43,6 @@ _BATCH = 100
 _LONGEST_PARAM = 6000
 _LONGEST_TAG = 5000
 _FORBIDDEN = re.compile(r"[^\w./ -]")
-_MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
-
-
-class ModelNotFoundError(LookupError):
-    """No registered model answers to a model address."""
 
 
 @dataclass(frozen=True)
@@ -67,25 +62,6 @@ class TrackedRun:
     run_id: str
     status: str
     tags: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class ResolvedModel:
-    """A registered model version and a local folder with its files.
-
-    Args:
-        folder: The files, read-only by convention.
-        name: Name of the registered model.
-        version: Its version.
-        tags: Tags of the version.
-        run_id: The run that made it, if known.
-    """
-
-    folder: Path
-    name: str
-    version: int
-    tags: Mapping[str, str]
-    run_id: str | None
 
 
 def tracking_name(name: str) -> str:
@@ -129,6 +105,7 @@ class Tracker:
             from mlflow import MlflowClient
 
             self._client = MlflowClient(self.uri, registry_uri=self.uri)
+        self._models = RegisteredModels(self._client, self.uri)
 
     @cached_property
     def experiment_id(self) -> str:
@@ -290,33 +267,20 @@ class Tracker:
         """
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"the folder to register must exist, got {os.fspath(folder)}")
-        from mlflow.exceptions import MlflowException
-
-        client = self._client
         with self._translated():
-            model = client.create_logged_model(
+            model = self._client.create_logged_model(
                 self.experiment_id, tracking_name(name), source_run_id=run_id, tags=dict(tags or {}), model_type=kind
             )
-            client.log_model_artifacts(model.model_id, os.fspath(folder))
-            client.finalize_logged_model(model.model_id, "READY")
-            try:
-                client.create_registered_model(name)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-            # The registry would look up a model id without a run in whatever MLflow is the global default.
-            model_id = model.model_id if run_id else None
-            version = client.create_model_version(
+            self._client.log_model_artifacts(model.model_id, os.fspath(folder))
+            self._client.finalize_logged_model(model.model_id, "READY")
+            return self._models.add(
                 name,
-                model.artifact_location,
-                run_id=run_id,
+                model,
+                aliases=(alias,) if isinstance(alias, str) else alias,
                 tags=dict(tags or {}),
-                model_id=model_id,
-                description=description or None,
+                run_id=run_id,
+                description=description,
             )
-            for label in (alias,) if isinstance(alias, str) else alias:
-                client.set_registered_model_alias(name, label, version.version)
-        return int(version.version)
 
     def version_tags(self, name: str, tags: Mapping[str, str]) -> dict[str, str]:
         """Return all tags of the newest version of a registered model that carries ``tags``; empty if none does."""
@@ -364,49 +328,12 @@ class Tracker:
             ModelNotFoundError: If nothing answers to it, naming what is there.
         """
         with self._translated():
-            version = self._version(uri)
-            folder = self._local(str(version.source))
-        return ResolvedModel(
-            folder, str(version.name), int(version.version), dict(version.tags), version.run_id or None
-        )
+            return self._models.resolve(uri)
 
     def present_version(self, uri: str) -> int:
         """Return the version that an address stands for now, without fetching its files; see :meth:`resolve`."""
         with self._translated():
-            return int(self._version(uri).version)
-
-    def _version(self, uri: str) -> Any:
-        match = _MODEL_URI.fullmatch(uri)
-        if match is None:
-            raise ValueError(f"a model address must read models:/NAME@alias or models:/NAME/3, got {uri!r}")
-        name, alias, number = match["name"], match["alias"], match["version"]
-        from mlflow.exceptions import MlflowException
-
-        try:
-            find = self._client.get_model_version_by_alias if alias else self._client.get_model_version
-            return find(name, alias or number)
-        except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-            raise ModelNotFoundError(
-                f"{uri} must be a registered model in {redact(self.uri)}, it is not; there is: {self._known(name)}"
-            ) from None
-
-    def _known(self, name: str) -> str:
-        models = {model.name: model for model in self._client.search_registered_models(max_results=100)}
-        if name not in models:
-            return "models " + (", ".join(sorted(models)) or "none")
-        versions = [version.version for version in self._client.search_model_versions(f"name = '{name}'")]
-        aliases = self._client.get_registered_model(name).aliases
-        return f"versions {sorted(int(item) for item in versions)}, aliases {sorted(aliases) or 'none'}"
-
-    def _local(self, source: str) -> Path:
-        parsed = urlparse(source)
-        if parsed.scheme == "file":
-            return Path(unquote(parsed.path))
-        from mlflow.artifacts import download_artifacts
-
-        return Path(download_artifacts(artifact_uri=source, tracking_uri=self.uri))
+            return int(self._models.find(uri).version)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
