@@ -3,14 +3,14 @@
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, final
 
 import nni
 import torch
 from torch import Tensor, nn
 
+from nas.controllers.nni_log import quiet
 from search_spaces import Architecture, CellSpace, SearchSpace
 from search_spaces.cell_graph import EDGES
 from search_spaces.operations import operation
@@ -92,7 +92,7 @@ def search_with_nni(
             raise ValueError(f"the evaluator must return a number, got nan for {architecture}")
         nni.report_final_result(found[architecture])
 
-    with _quiet():
+    with quiet(logging.ERROR):
         judge = evaluator if one_shot else FunctionalEvaluator(score)
         strategy(
             RawFormatModelSpace.from_model(nni_model_space(space), judge),
@@ -101,17 +101,6 @@ def search_with_nni(
         if one_shot:
             return [(space.architecture(model.sample), None) for model in strategy.list_models(limit=1)]
     return sorted(found.items(), key=lambda item: -math.inf if item[1] is None else item[1], reverse=True)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    log = logging.getLogger("nni")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 @final

@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from search_spaces.architecture import Architecture, InvalidArchitectureError
 from search_spaces.choice import Candidate, Choice
+from search_spaces.encoding import encode, one_hot, presence
 from search_spaces.relaxed import RelaxedArchitecture
 from search_spaces.slicing import TensorRule
 from search_spaces.spec import describe
@@ -355,26 +356,11 @@ class SearchSpace(ABC):
 
     def relax(self, architecture: Architecture) -> RelaxedArchitecture:
         """Return ``architecture`` with all weight on its own candidates; inactive choices are at their smallest."""
-        indices = self._complete(architecture)
-        return RelaxedArchitecture(
-            {
-                name: nn.functional.one_hot(torch.tensor(indices[name]), c.size).float()
-                for name, c in self._by_name.items()
-            }
-        )
+        return one_hot(self._by_name, self._complete(architecture))
 
     def presence(self, relaxed: RelaxedArchitecture) -> dict[str, Tensor]:
         """Return choice -> probability ``()`` that it exists, the choices being independent."""
-        found: dict[str, Tensor] = {}
-        for name, choice in self._by_name.items():
-            weights = relaxed[name]
-            if choice.requires is None:
-                found[name] = weights.new_ones(())
-            else:
-                parent, minimum = choice.requires
-                enough = [float(v) >= minimum for v in self._by_name[parent].candidates]
-                found[name] = found[parent] * relaxed[parent][torch.tensor(enough, device=weights.device)].sum()
-        return found
+        return presence(self._by_name, relaxed)
 
     def encode(self, architecture: Architecture | RelaxedArchitecture) -> Tensor:
         """Return the architecture as numbers for predictors and routers.
@@ -387,19 +373,7 @@ class SearchSpace(ABC):
             ``(D,)`` float32 in [0, 1].
         """
         relaxed = architecture if isinstance(architecture, RelaxedArchitecture) else self.relax(architecture)
-        present = self.presence(relaxed)
-        parts: list[Tensor] = []
-        for name, choice in self._by_name.items():
-            weights = relaxed[name]
-            if choice.kind == "categorical":
-                parts.append(weights * present[name])
-            else:
-                low, high = (float(c) for c in (choice.candidates[0], choice.candidates[-1]))
-                places = [(float(c) - low) / (high - low) if high > low else 0.0 for c in choice.candidates]
-                parts.append((weights @ weights.new_tensor(places) * present[name])[None])
-            if choice.requires is not None:
-                parts.append(present[name][None])
-        return torch.cat(parts) if parts else torch.zeros(0)
+        return encode(self._by_name, relaxed)
 
     def probes(self) -> Iterator[Architecture]:
         """Yield architectures that between them shrink every choice: smallest, largest, and each choice alone.

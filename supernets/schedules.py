@@ -4,7 +4,31 @@ import math
 from collections.abc import Callable, Sequence
 from typing import final
 
-__all__ = ["ConstantEnding", "Cosine", "Restarts"]
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+__all__ = ["ConstantEnding", "Cosine", "Restarts", "scheduled"]
+
+
+def scheduled(optimizer: Optimizer, schedule: Callable[[float], float] | None, total: float) -> LambdaLR:
+    """Return the scheduler that multiplies learning rates by ``schedule`` of training progress, by 1 without one.
+
+    Args:
+        optimizer: whose learning rates they are.
+        schedule: progress in [0, 1] -> factor.
+        total: steps of the whole training, infinite where nobody knows.
+
+    Raises:
+        ValueError: there is a schedule and no end of training.
+    """
+    if schedule is None:
+        return LambdaLR(optimizer, lambda step: 1.0)
+    if not math.isfinite(total):
+        raise ValueError(
+            "model.schedule needs to know when training ends; set trainer.max_epochs or trainer.max_steps, or "
+            "leave the schedule out"
+        )
+    return LambdaLR(optimizer, lambda step: schedule(min(1.0, step / max(1.0, total))))
 
 
 def _warmed(progress: float, warmup: float) -> float:

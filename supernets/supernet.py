@@ -1,6 +1,5 @@
 """The supernet: a space, a weight source, a sampling rule and a task, trained by Lightning."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -11,7 +10,6 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._pytree import tree_map
 
 from search_spaces import Architecture, RelaxedArchitecture, SearchSpace, describe, fill
@@ -19,10 +17,12 @@ from supernets.anchors import Anchors
 from supernets.calibration import calibrate, calibration_batches
 from supernets.card import card
 from supernets.decay import parameter_groups
+from supernets.draws import distinct
 from supernets.held_out import HeldOut
 from supernets.mismatch import check_data, explained
 from supernets.readiness import check_trainer
 from supernets.rules import SamplingRule, SandwichRule, Slot
+from supernets.schedules import scheduled
 from supernets.sorting import sort_channels
 from supernets.tasks import Task
 from supernets.weights import SharedWeights, WeightSource
@@ -163,19 +163,7 @@ class Supernet(L.LightningModule):
         Raises:
             ValueError: fewer than ``count`` were found.
         """
-        found: dict[Architecture, None] = {}
-        for _ in range(tries):
-            if len(found) == count:
-                break
-            architecture = self.space.sample(generator)
-            if architecture not in found and all(accept(architecture) for accept in constraints):
-                found[architecture] = None
-        if len(found) < count:
-            raise ValueError(
-                f"found {len(found)} of {count} distinct architectures within the constraints in {tries} draws; "
-                "loosen the constraints, ask for fewer or raise tries"
-            )
-        return list(found)
+        return distinct(lambda: self.space.sample(generator), count, constraints, tries=tries)
 
     def calibrated(self, module: nn.Module, batches: Iterable[Any]) -> nn.Module:
         """Calibrate a bound or extracted module on task batches, in place; see :func:`supernets.calibrate`."""
@@ -316,17 +304,7 @@ class Supernet(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """Make the optimiser and the schedule."""
         optimizer = self.optimizer(parameter_groups(self.source, decay_norms=self.decay_norms))
-        schedule, total = self.schedule, float(self.trainer.estimated_stepping_batches)
-        if schedule is not None and not math.isfinite(total):
-            raise ValueError(
-                "model.schedule needs to know when training ends; set trainer.max_epochs or trainer.max_steps, or "
-                "leave the schedule out"
-            )
-
-        def factor(step: int) -> float:
-            return 1.0 if schedule is None else schedule(min(1.0, step / max(1.0, total)))
-
-        scheduler = LambdaLR(optimizer, factor)
+        scheduler = scheduled(optimizer, self.schedule, float(self.trainer.estimated_stepping_batches))
         weights = {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         own = self.rule.optimizer()
         return weights if own is None else (weights, {"optimizer": own})

@@ -1,7 +1,6 @@
 """The tuners of NNI 3.0 as a controller."""
 
 import inspect
-import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from nni.algorithms.hpo.tpe_tuner import TpeTuner
 
 from nas.controllers.base import Controller, Problem
 from nas.controllers.history import History, Observation
+from nas.controllers.nni_log import quiet
 from search_spaces import Architecture, Choice, derive_seed
 from trials import Trial
 
@@ -116,7 +116,7 @@ class NNIController(Controller):
 
     def ask(self, count: int) -> Sequence[Architecture]:
         """Return up to ``count`` architectures that the tuner proposes, or replacements of its repeats."""
-        with _quiet():
+        with quiet():
             return self._history.propose(count, self._draw)
 
     def tell(self, trials: Sequence[Trial]) -> None:
@@ -235,7 +235,7 @@ class _Grid:
         ]
         self._tuner = GridSearchTuner()
         if choices:
-            with _quiet():
+            with quiet():
                 self._tuner.update_search_space(
                     {
                         choice.name: {"_type": "choice", "_value": list(range(choice.size))}
@@ -293,7 +293,7 @@ def _checked(tuner: str, given: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"tuner_args.{name} must be an integer of at least {least}, got {size!r}")
     try:
         inspect.signature(_TUNERS[tuner]).bind(**arguments)
-        with _quiet():
+        with quiet():
             _TUNERS[tuner](**arguments)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(
@@ -311,18 +311,6 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         random.setstate(state)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep NNI's tuners from telling which seeds they use."""
-    log = logging.getLogger("nni")
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def _scalars(problem: Problem, lessons: Sequence[Observation], generator: np.random.Generator) -> list[float]:
