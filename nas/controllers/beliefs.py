@@ -179,6 +179,7 @@ def _milestone(count: int) -> int:
 
 
 def _squared(first: Floats, second: Floats) -> Floats:
-    products = first @ second.T
-    lengths = (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1)[None]
-    return np.asarray(np.maximum(lengths - 2 * products, 0.0))
+    found = first @ second.T
+    found *= -2.0
+    found += (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1)[None]
+    return np.asarray(np.maximum(found, 0.0, out=found))

@@ -58,13 +58,12 @@ class Features:
         return np.array([vector for vector, _ in found]), motifs
 
     def _features(self, architecture: Architecture) -> tuple[list[float], Mapping[str, int]]:
-        """Return vector and motifs; those of the architectures last asked for are remembered."""
-        known = self._known.pop(architecture, None)
+        """Return vector and motifs; those of some thousand architectures are remembered."""
+        known = self._known.get(architecture)
         if known is None:
-            known = self._vector(architecture), self.space.motifs(architecture)
             if len(self._known) >= _REMEMBERED:
                 del self._known[next(iter(self._known))]
-        self._known[architecture] = known
+            known = self._known[architecture] = self._vector(architecture), self.space.motifs(architecture)
         return known
 
     def _vector(self, architecture: Architecture) -> list[float]:

@@ -89,6 +89,7 @@ class History:
         self.revision = 0
         self._told: dict[int, Observation] = {}
         self._lessons: list[Observation] = []
+        self._scored: list[Observation] = []
         self._running: dict[int, Observation] = {}
         self._asked: dict[Architecture, None] = {}
         self._seen: set[Architecture] = set()
@@ -118,10 +119,12 @@ class History:
             old = self._told.get(number)
             if item == old:
                 continue
-            if old is not None and old.margins is not None:
-                del self._lessons[bisect.bisect_left(self._lessons, old.order, key=_order)]
+            if old is not None:
+                self._forget(old)
             if item.margins is not None:
                 bisect.insort(self._lessons, item, key=_order)
+            if item.costs is not None:
+                bisect.insort(self._scored, item, key=_order)
             self._running.pop(number, None)
             if item.pending:
                 self._running[number] = item
@@ -130,9 +133,29 @@ class History:
             self._asked.pop(item.architecture, None)
             self.revision += 1
 
+    def _forget(self, item: Observation) -> None:
+        for lessons in (self._lessons, self._scored):
+            place = bisect.bisect_left(lessons, item.order, key=_order)
+            if lessons[place : place + 1] == [item]:
+                del lessons[place]
+
     def lessons(self) -> list[Observation]:
         """Return the finished trials that teach something, in the order in which they finished."""
         return list(self._lessons)
+
+    def learnt(self, *, scored: bool = False) -> int:
+        """Return how many lessons there are, or how many that have objective values."""
+        return len(self._scored if scored else self._lessons)
+
+    def newest(self, memory: int, *, scored: bool = False) -> list[Observation]:
+        """Return the last lessons, at most ``memory``, from a place that moves on by a seventh of that at a time.
+
+        Args:
+            memory: how many, at least 1.
+            scored: only those that have objective values.
+        """
+        lessons, step = self._scored if scored else self._lessons, max(1, memory // 7)
+        return lessons[max(0, -((memory - len(lessons)) // step) * step) :]
 
     def pending(self) -> list[Architecture]:
         """Return what is being evaluated: running trials by number, then asked architectures that are in no trial."""

@@ -21,7 +21,6 @@ __all__ = ["PredictorController"]
 _DRAWS = 64
 _RANDOM = 128
 _FRINGE = 64
-_BLOCK = 7
 _REMEMBERED = 16
 
 
@@ -89,19 +88,19 @@ class PredictorController(Controller):
         The highest of many noisy measurements is partly luck; the posterior mean has learnt from its neighbours too.
         Several objectives are weighted equally.
         """
-        lessons = [item for item in self._history.lessons() if item.costs is not None]
-        if len(lessons) < self.start:
-            return [
-                item.architecture for item in sorted(lessons, key=lambda i: (i.violation, i.costs, i.order))[:count]
-            ]
-        beliefs = self._believe(lessons, [])
+        if self._history.learnt(scored=True) < self.start:
+            few = self._history.newest(self.start, scored=True)
+            return [item.architecture for item in sorted(few, key=lambda i: (i.violation, i.costs, i.order))[:count]]
+        scored = self._history.newest(self.memory, scored=True)
+        beliefs = self._believe(scored, scored, [])
         return beliefs.parents(beliefs.merits(np.full(len(self.problem.objectives), 1.0)), count)
 
     def _draw(self, generator: torch.Generator) -> Architecture:
-        space, lessons = self.problem.space, self._history.lessons()
-        if len(lessons) < self.start or self._history.seen < self.start:
+        space, history = self.problem.space, self._history
+        if history.learnt() < self.start or history.seen < self.start:
             return space.sample(generator)
-        beliefs = self._believe(lessons, self._history.pending())
+        newest, scored = history.newest(self.memory), history.newest(self.memory, scored=True)
+        beliefs = self._believe(newest, scored, history.pending())
         size = len(self.problem.objectives)
         weights = np.abs(torch.randn(size, generator=generator, dtype=torch.float64).numpy())
         weights /= np.linalg.norm(weights)
@@ -111,15 +110,15 @@ class PredictorController(Controller):
         pool = dict.fromkeys(other for parent in parents for other in self._fringe(parent, generator))
         pool.update(dict.fromkeys(space.mutate(parent, generator, 0.3) for parent in parents for _ in range(8)))
         pool.update(dict.fromkeys(space.sample(generator) for _ in range(_RANDOM)))
-        scored: dict[Architecture, float] = {}
+        values: dict[Architecture, float] = {}
         for left in range(self.rounds, -1, -1):
-            fresh = [item for item in pool if item not in scored and item not in self._history]
+            fresh = [item for item in pool if item not in values and item not in history]
             if fresh:
-                scored.update(zip(fresh, beliefs.score(fresh, merits, weights, draws).tolist(), strict=True))
-            if left and scored:
-                leaders = heapq.nlargest(3, scored.items(), key=operator.itemgetter(1))
+                values.update(zip(fresh, beliefs.score(fresh, merits, weights, draws).tolist(), strict=True))
+            if left and values:
+                leaders = heapq.nlargest(3, values.items(), key=operator.itemgetter(1))
                 pool = dict.fromkeys(other for leader, _ in leaders for other in self._fringe(leader, generator))
-        return max(scored, key=scored.__getitem__) if scored else space.sample(generator)
+        return max(values, key=values.__getitem__) if values else space.sample(generator)
 
     def _fringe(self, architecture: Architecture, generator: torch.Generator) -> list[Architecture]:
         """Neighbours, or some of them where there are many."""
@@ -131,11 +130,11 @@ class PredictorController(Controller):
             return found
         return [found[i] for i in torch.randperm(len(found), generator=generator)[:_FRINGE].tolist()]
 
-    def _believe(self, lessons: Sequence[Observation], pending: Sequence[Architecture]) -> Beliefs:
-        newest = self._newest(lessons)
-        scored = self._newest([item for item in lessons if item.costs is not None])
+    def _believe(
+        self, newest: Sequence[Observation], scored: Sequence[Observation], pending: Sequence[Architecture]
+    ) -> Beliefs:
         older = [item for item in scored if item.order < newest[0].order]
-        rows = older + newest
+        rows = [*older, *newest]
         targets = []
         known = np.array([i for i, item in enumerate(rows) if item.costs is not None], dtype=np.int64)
         for column in range(len(self.problem.objectives) if len(known) > 1 else 0):
@@ -148,11 +147,6 @@ class PredictorController(Controller):
                 squashed = np.sign(margins[measured]) * np.log1p(np.abs(margins[measured]))
                 targets.append((-1 - column, measured, squashed))
         return Beliefs(self._features, rows, pending, targets, self._hyperparameters)
-
-    def _newest(self, lessons: Sequence[Observation]) -> list[Observation]:
-        """Return at most ``memory`` of them, from a place that moves on by a seventh of it at a time."""
-        step = self.memory // _BLOCK
-        return list(lessons[max(0, -((self.memory - len(lessons)) // step) * step) :])
 
     def _hyperparameters(self, target: int, key: object, make: Callable[[], Hyperparameters]) -> Hyperparameters:
         """Return what was chosen for ``key``, choosing once."""

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -238,10 +237,10 @@ def test_old_trials_are_forgotten_beyond_the_memory():
     old = [told(i, a, loss=-100.0) for i, a in enumerate(space.architectures()) if i < 30]
     new = [told(100 + i, a, loss=float(i)) for i, a in enumerate(space.architectures()) if 100 <= i < 110]
     controller.tell(old + new)
-    lessons = controller._history.lessons()
-    assert len(controller._believe(lessons, [])._lessons) == 10
+    window = controller._history.newest(10)
+    assert len(controller._believe(window, window, [])._lessons) == 10
     assert controller.ask(1)
-    assert SimpleNamespace(oldest=controller._believe(lessons, [])._lessons[0].order[1]).oldest >= 100
+    assert window[0].order[1] >= 100
 
 
 def test_cells_that_are_one_function_have_the_same_paths():
@@ -271,14 +270,20 @@ def test_features_are_the_same_once_they_have_been_forgotten():
 def test_the_memory_moves_on_in_blocks_so_that_hyperparameters_stay(monkeypatch):
     problem = Problem(flat(3, 6), (LOSS,), (Limit("size", 8.0, "max"),), seed=0)
     controller = PredictorController(problem, memory=70, start=4, parents=1, rounds=0)
-    lessons = [SimpleNamespace(order=i) for i in range(200)]
-    windows = [controller._newest(lessons[:count]) for count in range(200)]
-    assert all(60 < len(window) <= 70 for window in windows[70:])
-    assert {window[0].order for window in windows[1:]} == set(range(0, 140, 10))
     choices = []
     monkeypatch.setattr("nas.controllers.beliefs.choose", lambda d, v: choices.append(len(v)) or choose(d, v))
     history = [told(i, a, *limited(a)[:1], **limited(a)[1]) for i, a in enumerate(problem.space.architectures())]
-    controller.tell(history[:120])
+    firsts = set()
+    for item in history[:120]:
+        controller.tell([item])
+        window = controller._history.newest(70)
+        assert window[-1].order[1] == item.number
+        assert min(item.number + 1, 61) <= len(window) <= 70
+        firsts.add(window[0].order[1])
+    assert firsts == {0, 10, 20, 30, 40, 50}
+    assert [i.order[1] for i in controller._history.newest(10**6, scored=True)] == [
+        t.number for t in history[:120] if t.state is TrialState.COMPLETE
+    ]
     for item in history[120:130]:
         controller.ask(1)
         controller.tell([item])
