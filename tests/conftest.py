@@ -35,9 +35,17 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, databas
 settings.load_profile("repeatable")
 
 
+PROGRAMS = {"run_code", "run_nas", "run_script", "start_script"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest test, which one worker is busy with while the other goes through the rest."""
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
+    """Begin with the longest test and all that start programs, so that one worker alone makes what these fork from."""
+
+    def place(item: pytest.Item) -> tuple[bool, bool]:
+        programs = isinstance(item, pytest.Function) and bool(PROGRAMS & vars(item.module).keys())
+        return item.path.name != "test_readme.py", not programs
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish() -> None:

@@ -30,7 +30,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "benchmarks", *arguments]
     environment = os.environ | {"PYTHONPATH": str(home)}
-    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=200, check=False)
 
 
 def test_without_a_name_it_lists_every_benchmark_and_no_helper(home: Path) -> None:

@@ -1,5 +1,6 @@
 """Every configuration that ships can be read by the command line and built, without data and without training."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,28 @@ from supernets import Supernet
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 
 
-def parsed(path: Path) -> tuple[NASParser, Any]:
-    """The sections that `nas fit` knows, every key checked."""
+@functools.cache
+def sections() -> NASParser:
+    """The parser of the sections that `nas fit` knows."""
     parser = NASParser(exit_on_error=False)
     parser.add_argument("--seed_everything", type=int)
     parser.add_lightning_class_args(NASTrainer, "trainer")
     parser.add_lightning_class_args(L.LightningModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(L.LightningDataModule, "data", subclass_mode=True)
     parser.add_class_arguments(SearchSettings, "search")
-    return parser, parser.parse_object(yaml.safe_load(path.read_text()))
+    return parser
+
+
+def parsed(path: Path) -> Any:
+    """The configuration, every key checked."""
+    return sections().parse_object(yaml.safe_load(path.read_text()))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_it_builds_and_can_be_described(path: Path) -> None:
-    parser, config = parsed(path)
+    config = parsed(path)
     del config["trainer"]
-    made = parser.instantiate(config)
+    made = sections().instantiate(config)
     parts: list[Any] = []
     if isinstance(made.model, ConditionedNetwork):
         parts += [made.model.task, *made.model.conditions.values()]

@@ -141,7 +141,7 @@ def test_a_leaf_package_imports_alone_and_does_nothing_else(package: str, tmp_pa
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

@@ -36,7 +36,7 @@ def save_supernet(folder: Path, seed: int) -> None:
     save(supernet, folder, data=DigitsData())
 
 
-def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline
