@@ -19,7 +19,7 @@ from nas.rankings import Ranking, ranking
 from nas.sampling import sample_within
 from nas.standalone import Recipe
 from search_spaces import Architecture, construct, derive_seed, describe
-from supernets import SamplingRule, SharedWeights, Supernet, load
+from supernets import SamplingRule, SandwichRule, SharedWeights, Supernet, load
 from trials import write_atomically
 
 __all__ = ["TrustGate", "TrustReport", "UntrustedError", "refuse_quick_ranking"]
@@ -94,7 +94,8 @@ class TrustGate:
         networks: trained by themselves, at least 12.
         recipe: how each is trained.
         baseline: a supernet with shared weights of the same space (a folder or models:/NAME@alias); ``train`` to train
-            one with the same sampling rule by ``recipe``; ``none`` for no baseline.
+            one with the same sampling rule by ``recipe``, or with the sandwich rule where that one needs more steps;
+            ``none`` for no baseline.
         level: of the interval.
         resamples: of the bootstrap.
         override: search all the same where the gate stays shut.
@@ -241,7 +242,7 @@ class TrustGate:
             supernet.space,
             supernet.task,
             source=lambda space: SharedWeights(space, seed=seed),
-            rule=construct(describe(supernet.rule), SamplingRule),
+            rule=self._rule(supernet),
             optimizer=self.recipe.optimizer,
             schedule=self.recipe.schedule,
             clip=self.recipe.clip,
@@ -250,6 +251,16 @@ class TrustGate:
             seed=seed,
         )
         return _fitted(net, data, self.recipe.steps, supernet.source.device)
+
+    def _rule(self, supernet: Supernet) -> SamplingRule:
+        """Return a rule like that of the supernet, if it can be run in the steps of one network."""
+        rule = construct(describe(supernet.rule), SamplingRule)
+        assert isinstance(rule, SamplingRule)  # noqa: S101 - construct has checked
+        try:
+            rule.check_length(self.recipe.steps)
+        except ValueError:
+            return SandwichRule()
+        return rule
 
 
 def refuse_quick_ranking(supernet: Supernet) -> None:

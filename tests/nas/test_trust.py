@@ -19,7 +19,16 @@ from nas.rankings import ranking
 from nas.settings import open_search
 from nas.trust import TrustGate, TrustReport, UntrustedError, refuse_quick_ranking
 from search_spaces import Architecture, MLPSpace
-from supernets import Classification, GeneratedWeights, SharedWeights, Supernet, save
+from supernets import (
+    Classification,
+    GeneratedWeights,
+    ProgressiveRule,
+    SandwichRule,
+    SharedWeights,
+    ShrinkingStage,
+    Supernet,
+    save,
+)
 from trials import Metric, parse_limits
 
 SMALL = functools.partial(ChunkedHyperNetwork, hidden=(4, 8), chunk=32)
@@ -142,6 +151,19 @@ def test_shared_weights_stand_beside_them(alone: Scores, tmp_path: Path) -> None
     assert list(trained.scores) == ["trained alone", "GeneratedWeights", "SharedWeights (baseline)"]
     with pytest.raises(ValueError, match=r"baseline must have shared weights, and .* has GeneratedWeights"):
         measure(TrustGate(baseline=str(save(supernet(), tmp_path / "own"))), Scores(size), tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(("steps", "used"), [(9, ProgressiveRule), (3, SandwichRule)])
+def test_the_baseline_has_a_rule_that_fits_its_steps(
+    alone: Scores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, used: type
+) -> None:
+    rules = []
+    monkeypatch.setattr("nas.trust._fitted", lambda net, *_: rules.append(net.rule) or net.eval())
+    staged = ProgressiveRule([ShrinkingStage(until=5), ShrinkingStage(elastic={"*": "all"})])
+    screen, gate = Screen(SPACE, [], ()), TrustGate(recipe=Recipe(steps=steps), override=True)
+    made = Supernet(SPACE, Classification(3), source=GENERATED, rule=staged)
+    gate(made, Data(), Scores(size), screen, metric="accuracy", seed=0, path=tmp_path / "trust.json")
+    assert [type(rule) for rule in rules] == [used]
 
 
 def test_networks_are_drawn_within_the_limits_of_the_search(alone: Scores, tmp_path: Path) -> None:
