@@ -116,6 +116,7 @@ class SBSRule(nn.Module, SamplingRule):
         self._base: Architecture | None = None
         self._gated: tuple[Choice, ...] = ()
         self._cost: GatedCost | None = None
+        self._sorting = warmup
 
     # Before training -------------------------------------------------------------------------------------------------
 
@@ -188,14 +189,16 @@ class SBSRule(nn.Module, SamplingRule):
             closed = torch.arange(choice.size - 1) >= choice.index(start[choice.name])
             self.thresholds[_key(choice.name)] = nn.Parameter(_CLOSED * closed.float())
             self.metrics[_key(choice.name)] = nn.Parameter(torch.ones(choice.size - 1), requires_grad=False)
+            if self._prunes(choice) and bool(closed.any()):
+                self._sorting = 0
         relaxation = source.relaxation
         relaxation.listener = self._listen  # type: ignore[attr-defined]
         if self.prune:
             relaxation.groups = self._groups(space)  # type: ignore[attr-defined]
 
     def sorts(self, step: int) -> bool:
-        """Return whether gates of channels begin to learn at ``step``."""
-        return bool(self.prune) and step == self.warmup
+        """Return whether gates of channels begin to learn at ``step``; at first, where some begin closed."""
+        return bool(self.prune) and step == self._sorting
 
     def _listen(self, metrics: Mapping[str, Tensor]) -> None:
         with torch.no_grad():

@@ -221,6 +221,19 @@ def test_a_heavy_cost_prunes_and_the_most_important_channels_stay() -> None:
     assert again.selected() == selected
 
 
+def test_channels_are_sorted_when_gates_begin_and_at_once_where_some_begin_closed() -> None:
+    space = convnet()
+    whole = SBSRule(WeightedBits(), prune=["*.expansion"], warmup=3)
+    closed = SBSRule(WeightedBits(), prune=["*.expansion"], warmup=3, start={"stage1.block1.expansion": 0.75})
+    bits = SBSRule(WeightedBits(), architecture="smallest", warmup=3)
+    for rule, expected in ((whole, [3]), (closed, [0]), (bits, [])):
+        made(space, rule)
+        assert [step for step in range(5) if rule.sorts(step)] == expected
+    (slot,) = closed.slots(space, seed=0, step=0, score=lambda _: 0.0)
+    assert slot.architecture["stage1.block1.expansion"] == 0.75
+    assert slot.architecture["stage1.block2.expansion"] == 1.0
+
+
 @pytest.mark.parametrize("quantizer", [SBS(), LSQ(), LSQ("tensor"), StatsQ()], ids=lambda q: str(vars(q)))
 def test_sorted_channels_take_their_scales_and_moments_along(quantizer: WeightQuantizer) -> None:
     space, shape, _ = SPACES["convnet"]
