@@ -1,6 +1,8 @@
 """The search loop: ask, screen, evaluate, record, tell."""
 
+import itertools
 import logging
+import operator
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -92,6 +94,7 @@ class Search:
         self.stopping = stopping
         self._planting = deque(self.seeds)
         self._told: dict[int, TrialState] = {}
+        self._heard: list[Trial] = []
         self._retries: deque[Architecture] = deque()
         self._rejected = 0
         self._spent: set[str] = set()
@@ -237,7 +240,11 @@ class Search:
 
     def _listen(self) -> None:
         """Tell the controller what the study knows and it does not, from other processes or an earlier run."""
-        self._tell([trial for trial in self.store.trials() if self._told.get(trial.number) is not trial.state])
+        trials, heard = self.store.trials(), self._heard
+        self._heard = trials
+        changed = itertools.compress(trials, map(operator.is_not, trials, heard))  # equal ones need no look inside
+        fresh = (*changed, *trials[len(heard) :])
+        self._tell([trial for trial in fresh if self._told.get(trial.number) is not trial.state])
 
     def _tell(self, trials: Sequence[Trial]) -> None:
         if trials:

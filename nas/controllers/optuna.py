@@ -208,6 +208,8 @@ class _Study:
     def _clear(self) -> None:
         self._lessons: list[Observation] = []
         self._running: list[int] = []
+        self._members = 0
+        self._generation: dict[str, Any] = {}
         with _quiet():
             self._storage = optuna.storages.InMemoryStorage()
             self._study = optuna.create_study(
@@ -228,13 +230,27 @@ class _Study:
     def _file(self, trial_id: int, genetic: BaseGASampler | None, *, keep: bool = True) -> None:
         """Put a running trial into its generation and settle that generation's parents, both in finishing order.
 
-        Otherwise the order of the parents would depend on when a sampler first asked for them.
+        Otherwise the order of the parents would depend on when a sampler first asked for them. A sampler goes through
+        all trials to tell the generation, so it is asked where a generation may begin, and the others are marked alike.
         """
         if genetic is not None:
-            # a study object remembers the trials it saw when it last proposed one: look with a new one
-            study = optuna.load_study(study_name=_STUDY, storage=self._storage, sampler=genetic)
-            generation = genetic.get_trial_generation(study, self._storage.get_trial(trial_id))
-            genetic.get_parent_population(study, generation)
+            usual = type(genetic).get_trial_generation is BaseGASampler.get_trial_generation
+            begins = not (self._generation and usual and self._members < (genetic.population_size or 0))
+            if begins:
+                # a study object remembers the trials it saw when it last proposed one: look with a new one
+                study = optuna.load_study(study_name=_STUDY, storage=self._storage, sampler=genetic)
+                known = set(self._storage.get_trial(trial_id).system_attrs)
+                generation = genetic.get_trial_generation(study, self._storage.get_trial(trial_id))
+                genetic.get_parent_population(study, generation)
+                attributes = self._storage.get_trial(trial_id).system_attrs
+                marks = {key: value for key, value in attributes.items() if key not in known}
+            else:
+                marks = self._generation
+                for key, value in marks.items():
+                    self._storage.set_trial_system_attr(trial_id, key, value)
+            if keep:
+                self._members = 1 if begins else self._members + 1
+                self._generation = marks
         if not keep:
             self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
 

@@ -550,3 +550,15 @@ def test_a_history_told_anew_holds_each_trial_once_and_in_order():
     history.tell([trial(4, told[4], finished=5.0, loss=2.0), trial(3, told[3], TrialState.FAILED, finished=-3.0)])
     assert [(item.order, item.costs) for item in history.lessons()] == [((-1.0, 1), (1.0,)), ((5.0, 4), (2.0,))]
     assert history.revision == 12
+
+
+def test_each_generation_of_a_genetic_sampler_has_its_size_of_trials_in_finishing_order():
+    problem = Problem(flat(), TWO, seed=2)
+    controller = OptunaController(problem, sampler="nsga2", sampler_args={"population_size": 6})
+    history = search(RandomController(problem), 20, lambda i, a: trial(i, a, finished=-i, accuracy=score(a), params=i))
+    for told in (history[:9], history[9:]):  # in the order in which they finished the last are the first
+        controller.tell(told)
+        controller.ask(2)
+    trials = [t for t in controller._study._study.get_trials(deepcopy=False) if t.state.name == "COMPLETE"]
+    assert [t.system_attrs["NSGAIISampler:generation"] for t in trials] == [i // 6 for i in range(20)]
+    assert [t.values[1] for t in trials] == [float(i) for i in reversed(range(20))]

@@ -1,6 +1,8 @@
 """The search loop: what is evaluated, what is recorded, and what survives."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -288,3 +290,21 @@ def test_seeds_of_trials_follow_from_the_search_seed_and_the_architecture(url):
     with opened(str(Path(url).parent / "b.journal"), given) as store:
         again = search(store, given, Width()).run(3)
     assert [t.seed for t in again.trials] == [t.seed for t in result.trials]
+
+
+def test_the_controller_hears_every_change_however_the_list_of_trials_shifts():
+    given, heard = problem(), []
+    controller = SimpleNamespace(tell=lambda trials: heard.append([(t.number, t.state) for t in trials]))
+    first, second, third = (
+        Trial(number=i, architecture=a, arch_id=a.arch_id, state=TrialState.RUNNING)
+        for i, a in enumerate([SPACE.smallest(), SPACE.middle(), SPACE.largest()])
+    )
+    ended = replace(second, state=TrialState.FAILED, finished=1.0)
+    lists = iter([[first, second], [first, second], [ended, third], [ended, third]])
+    running = search(SimpleNamespace(trials=lambda: next(lists)), given, Width(), controller=controller)
+    for _ in range(4):
+        running._listen()
+    assert heard == [
+        [(0, TrialState.RUNNING), (1, TrialState.RUNNING)],
+        [(1, TrialState.FAILED), (2, TrialState.RUNNING)],
+    ]
