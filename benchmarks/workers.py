@@ -3,7 +3,8 @@
 Scaling: workers share one study, every evaluation sleeps, so that only the coordination costs. The efficiency of n
 workers is their trials a second over n times those of one. All workers wait for each other before the clock starts.
 Size: the study is opened, its history told to the controller, and the search continued for a few trials without a
-pause; an ask is what the search takes between the end of one evaluation and the begin of the next.
+pause; an ask is what the search takes between the end of one evaluation and the begin of the next. Both the default
+controller and evolution do so, one after the other.
 """
 
 import itertools
@@ -12,7 +13,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from benchmarks import Result
 from benchmarks._crashing import question
 from benchmarks._postgres import empty, postgres
 from benchmarks._searching import Constant
-from nas.controllers import EvolutionController, Problem, RandomController
+from nas.controllers import Controller, EvolutionController, PredictorController, Problem, RandomController
 from nas.evaluation import Evaluate, Screen
 from nas.objectives import Evaluation
 from nas.search import Search
@@ -31,6 +32,10 @@ from trials import Measurement, Outcome, SerialExecutor, Trial, TrialState, Tria
 from trials.entries import TableEntries
 
 ASKED_EFFICIENCY, ASKED_ASK_MS, ASKED_START_S = 0.90, 50.0, 10.0
+CONTROLLERS: Mapping[str, Callable[[Problem], Controller]] = {
+    "the default controller": PredictorController,
+    "evolution": EvolutionController,
+}
 
 
 def work(url: str, folder: str, trials: int, pause: float, seed: int, barrier: Barrier) -> None:
@@ -119,7 +124,7 @@ def between(moments: Sequence[tuple[float, float]]) -> list[float]:
     return [1e3 * (begin - end) for (_, end), (begin, _) in itertools.pairwise(moments)]
 
 
-def large(url: str, folder: Path, more: int) -> tuple[int, float, float, str]:
+def large(url: str, folder: Path, more: int, make: Callable[[Problem], Controller]) -> tuple[int, float, float, str]:
     """Trials found, seconds until the first evaluation, the median ask in milliseconds, and more about asks."""
     problem, spec = question()
     watch = Stopwatch()
@@ -127,7 +132,7 @@ def large(url: str, folder: Path, more: int) -> tuple[int, float, float, str]:
     with TrialStore(url, spec, runs=folder) as store:
         search = Search(
             problem,
-            EvolutionController(problem),
+            make(problem),
             screen=Screen(problem.space, [], ()),
             store=store,
             executor=SerialExecutor(Evaluate(watch)),
@@ -164,23 +169,28 @@ def run(quick: bool = False) -> Result:
             )
         empty(url)
         fill(url, Path(folder), size)
-        known, opened, ask, details = large(url, Path(folder), more)
-    rows += [
-        {
-            "what": f"start at {known} trials, until the first evaluation",
-            "figure": f"{opened:.1f} s",
-            "asked": f"<= {ASKED_START_S:g} s",
-        },
-        {
-            "what": f"ask at {known} trials: propose, claim, record, tell",
-            "figure": f"{ask:.0f} ms (median of {more - 1}; {details})",
-            "asked": f"<= {ASKED_ASK_MS:g} ms",
-        },
-    ]
+        starts, asks = [], []
+        for name, make in CONTROLLERS.items():
+            known, opened, ask, details = large(url, Path(folder), more, make)
+            starts.append(opened)
+            asks.append(ask)
+            rows += [
+                {
+                    "what": f"start at {known} trials with {name}, until the first evaluation",
+                    "figure": f"{opened:.1f} s",
+                    "asked": f"<= {ASKED_START_S:g} s",
+                },
+                {
+                    "what": f"ask at {known} trials with {name}: propose, claim, record, tell",
+                    "figure": f"{ask:.0f} ms (median of {more - 1}; {details})",
+                    "asked": f"<= {ASKED_ASK_MS:g} ms",
+                },
+            ]
     lowest = min(efficiencies)
+    said = ", ".join(f"{ask:.0f} ms with {name}" for name, ask in zip(CONTROLLERS, asks, strict=True))
     return Result(
         tuple(rows),
         f"efficiency {lowest:.1%} at the lowest (asked: >= {ASKED_EFFICIENCY:.0%}); at {known} trials an ask takes "
-        f"{ask:.0f} ms (asked: <= {ASKED_ASK_MS:g}) and the start {opened:.1f} s (asked: <= {ASKED_START_S:g})",
-        lowest >= ASKED_EFFICIENCY and ask <= ASKED_ASK_MS and opened <= ASKED_START_S,
+        f"{said} (asked: <= {ASKED_ASK_MS:g}) and the start at most {max(starts):.1f} s (asked: <= {ASKED_START_S:g})",
+        lowest >= ASKED_EFFICIENCY and max(asks) <= ASKED_ASK_MS and max(starts) <= ASKED_START_S,
     )
