@@ -14,6 +14,7 @@ import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseGASampler, BaseSampler, BruteForceSampler, QMCSampler
+from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import TrialState, create_trial
 
 from nas.controllers.base import Controller, Problem
@@ -210,6 +211,7 @@ class _Study:
         self._running: list[int] = []
         self._members = 0
         self._generation: dict[str, Any] = {}
+        self._spaces: dict[str, IntersectionSearchSpace] = {}
         with _quiet():
             self._storage = optuna.storages.InMemoryStorage()
             self._study = optuna.create_study(
@@ -304,6 +306,9 @@ class _Study:
 
     def propose(self, sampler: BaseSampler) -> Architecture:
         """Return what ``sampler`` proposes next, in canonical form."""
+        for name, value in vars(sampler).items():
+            if isinstance(value, IntersectionSearchSpace):  # it has gone through the older trials already
+                setattr(sampler, name, self._spaces.setdefault(name, value))
         self._study.sampler = sampler
         trial = self._study.ask(self.dimensions)
         trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)

@@ -562,3 +562,19 @@ def test_each_generation_of_a_genetic_sampler_has_its_size_of_trials_in_finishin
     trials = [t for t in controller._study._study.get_trials(deepcopy=False) if t.state.name == "COMPLETE"]
     assert [t.system_attrs["NSGAIISampler:generation"] for t in trials] == [i // 6 for i in range(20)]
     assert [t.values[1] for t in trials] == [float(i) for i in reversed(range(20))]
+
+
+def test_a_sampler_goes_on_where_the_one_before_it_looked_for_dimensions():
+    made = []
+
+    def make(seed):
+        made.append(TPESampler(seed=seed, n_startup_trials=3))
+        return made[-1]
+
+    problem = Problem(flat(), ONE, seed=2)
+    controller = OptunaController(problem, sampler=make)
+    history = search(controller, 8)
+    places = {id(sampler._search_space): sampler._search_space for sampler in made}
+    looked = [place._cached_trial_number for place in places.values() if place._cached_trial_number > 0]
+    assert len(looked) == 1
+    assert looked[0] >= len(history)
