@@ -105,9 +105,11 @@ class _Flow(TorchFunctionMode):
             call = self.origins[id(args[0])]
             (self.widened if call in self.quantized else self.quantized).add(call)
 
-    def leave(self, quantizer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        """Note that it has returned."""
+    def leave(self, quantizer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Note that it has returned, and let what it returns be a tensor of its own, which is its input on ``meta``."""
+        own = output.detach()
         self.inside = False
+        return own
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
