@@ -2,9 +2,10 @@
 
 A convolutional network in full precision (20,000 images, 12 epochs), then three epochs for each weight lambda of the
 cost, all from the same weights: two in which gates learn, one at the bits that they have found. For reference three
-epochs at 8 bits everywhere. Bits as selected by the gates, evaluated as an ordinary architecture by single-shot
-rounding. Means over three seeds of initial weights and order. Judged is the lambda of the fewest bit operations whose
-accuracy on the validation images is within one point of 8 bits; test accuracy is what is reported.
+epochs at 8 bits everywhere, and at 4 bits everywhere, for which nothing is searched. Bits as selected by the gates,
+evaluated as an ordinary architecture by single-shot rounding. Means over three seeds of initial weights and order.
+Judged is the lambda of the fewest bit operations whose accuracy on the validation images is within one point of 8 bits;
+test accuracy is what is reported.
 """
 
 import itertools
@@ -16,12 +17,12 @@ from multiprocessing import get_context
 import torch
 
 from benchmarks import Result
-from benchmarks._bits import EPOCH, accuracy, cifar10, full_precision, quantized
+from benchmarks._bits import EPOCH, accuracy, cifar10, full_precision, quantized, space
 from benchmarks._training import fit
 from nas.allocation import BitCost
 from nas.bitops import BitOps
 from nas.costs import measure
-from search_spaces import Architecture
+from search_spaces import Architecture, QuantizedSpace
 from supernets import SBS, SamplingRule, SBSRule, SingleRule
 
 LAMBDAS = (0.02, 0.05, 0.07, 0.1, 1.0)
@@ -46,7 +47,9 @@ def seed_rows(seed: int, quick: bool) -> dict[str, Row]:
     test = list(data.test_dataloader())[: 1 if quick else None]
     trained = full_precision(data, epochs=1 if quick else 12, seed=seed)
     steps = EPOCH // 5 if quick else 3 * EPOCH
-    rules: dict[str, SamplingRule] = {REFERENCE: SingleRule("largest")}
+    given = QuantizedSpace(space())
+    four = given.quantized(given.space.largest(), 4)
+    rules: dict[str, SamplingRule] = {REFERENCE: SingleRule("largest"), "4 bits": SingleRule(four)}
     rules |= {
         f"lambda {weight:g}": SBSRule(BitCost(BitOps), weight, until=2 * steps // 3)
         for weight in LAMBDAS[: 2 if quick else None]
