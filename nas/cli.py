@@ -279,7 +279,7 @@ def _config_options(arguments: Sequence[str]) -> str:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one verb and return its exit code; 130 after Ctrl-C.
+    """Run one verb and return its exit code: 130 after Ctrl-C, 1 after a search of which every evaluation failed.
 
     Raises:
         UsageError: the command line or the configuration cannot be used.
@@ -289,4 +289,6 @@ def run(arguments: Sequence[str]) -> int:
             result = NASCLI(arguments).result
         except SystemExit as leaving:  # the parser's way to end --help and --print_config
             return leaving.code if isinstance(leaving.code, int) else 0
-    return INTERRUPTED if result is not None and result.reason == "interrupted" else 0
+    if result is None:
+        return 0
+    return INTERRUPTED if result.reason == "interrupted" else int(result.failed)

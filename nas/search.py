@@ -52,6 +52,12 @@ class SearchResult:
     front: tuple[Trial, ...]
     reason: str
 
+    @property
+    def failed(self) -> bool:
+        """Whether trials were evaluated and none of them was completed."""
+        states = {trial.state for trial in self.trials}
+        return TrialState.FAILED in states and TrialState.COMPLETE not in states
+
 
 class Search:
     """Evaluates what a controller proposes until a budget is spent, the space is exhausted or the user interrupts.

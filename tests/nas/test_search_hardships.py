@@ -1,14 +1,16 @@
 """Searches that meet broken costs, odd objectives, sparse limits, stubborn controllers and other processes."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from lightning import LightningDataModule
 
-from nas import SearchSettings, open_search
+from nas import SearchSettings, cli, open_search
 from nas.controllers import Controller, Problem, RandomController
 from nas.costs import Cost
 from nas.data import PlanetoidData
@@ -221,6 +223,12 @@ def test_a_failure_is_told_beside_the_front(tmp_path, monkeypatch, capsys):
     supernet, data = Supernet(SPACE, Classification(3)), LightningDataModule()
     result = run_study(supernet, data, settings, tracking=None, origin=None, command="nas search", report=False)
     assert {TrialState.FAILED, TrialState.COMPLETE} == set(states(result))
+    assert not result.failed
+    assert not replace(result, trials=()).failed
+    only = tuple(t for t in result.trials if t.state is TrialState.FAILED)
+    for ending, code in ((result, 0), (replace(result, trials=only), 1), (replace(result, reason="interrupted"), 130)):
+        monkeypatch.setattr(cli, "NASCLI", lambda arguments, ending=ending: SimpleNamespace(result=ending))
+        assert cli.run(["search"]) == code
     said = capsys.readouterr().out
     assert "Pareto front" in said
     last = max(trial.number for trial in result.trials if trial.state is TrialState.FAILED)
