@@ -49,7 +49,7 @@ def seed_rows(seed: int, quick: bool) -> dict[str, Row]:
     steps = EPOCH // 5 if quick else 3 * EPOCH
     given = QuantizedSpace(space())
     four = given.quantized(given.space.largest(), 4)
-    rules: dict[str, SamplingRule] = {REFERENCE: SingleRule("largest"), "4 bits": SingleRule(four)}
+    rules: dict[str, SamplingRule] = {REFERENCE: SingleRule("largest"), "4 bits": SingleRule(dict(four))}
     rules |= {
         f"lambda {weight:g}": SBSRule(BitCost(BitOps), weight, until=2 * steps // 3)
         for weight in LAMBDAS[: 2 if quick else None]
