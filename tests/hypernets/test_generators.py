@@ -239,7 +239,7 @@ def test_autocast_keeps_the_dtype_of_the_target(name):
 def test_wrong_sizes_are_refused(name, wrong):
     if not hasattr(make(name), next(iter(wrong))):
         return
-    with pytest.raises(ValueError, match=">= 1|at least 1"):
+    with pytest.raises(ValueError, match=r">= 1|at least 1"):
         make(name, **wrong)
 
 
