@@ -46,6 +46,7 @@ class SBSRule(nn.Module, SamplingRule):
 
     The bits and widths that the gates lead to at the end are ``selected``, an ordinary architecture of the space:
     evaluated, exported and searched from like any other, by single-shot quantisation, pruned groups physically gone.
+    Where they would cost more than ``cost_target`` at that moment, the gates nearest to closing are closed.
     Where the space has no choices but those with gates, the supernet may be searched too (``nas.SelectedArchitecture``
     begins with what the gates found).
 
@@ -58,7 +59,7 @@ class SBSRule(nn.Module, SamplingRule):
     Args:
         cost: what is to be small, e.g. ``nas.BitCost``.
         cost_weight: ``lambda``.
-        cost_target: cost above which it counts; ``None``: it always counts.
+        cost_target: cost above which it counts, and that ``selected`` holds; ``None``: it always counts.
         prune: globs over the choices of widths whose groups of channels have gates.
         architecture: choice -> value, or ``"smallest"``, ``"middle"`` or ``"largest"``; of choices with gates it is
             ignored.
@@ -263,7 +264,7 @@ class SBSRule(nn.Module, SamplingRule):
         del seed, score
         _, base = self._prepared()
         if not self._active(step):
-            return [Slot(self._hard(), "labels")]
+            return [Slot(self._present() if step < self.warmup else self._found(), "labels")]
         return [Slot(RelaxedArchitecture({**self._constant(space, base), **self.weights(step)}), "labels")]
 
     def _constant(self, space: SearchSpace, base: Architecture) -> dict[str, Tensor]:
@@ -275,24 +276,41 @@ class SBSRule(nn.Module, SamplingRule):
         if not self._active(step):
             return None
         assert self._cost is not None  # noqa: S101 - prepared
-        excess = self._cost(self._hard(), self.weights(step)).log()
+        excess = self._cost(self._present(), self.weights(step)).log()
         if self.cost_target is not None:
             excess = (excess - math.log(self.cost_target)).clamp(min=0)
         return (self.cost_weight * excess).to(next(iter(self.thresholds.values())))
 
     # Result ----------------------------------------------------------------------------------------------------------
 
-    def _hard(self) -> Architecture:
+    def _places(self) -> dict[str, int]:
+        """Return choice -> position of the candidate that its gates lead to."""
+        return {c.name: open_gates(self.metrics[_key(c.name)], self.thresholds[_key(c.name)]) for c in self._gated}
+
+    def _at(self, places: Mapping[str, int]) -> Architecture:
         space, base = self._prepared()
-        bits = {
-            c.name: c.candidates[open_gates(self.metrics[_key(c.name)], self.thresholds[_key(c.name)])]
-            for c in self._gated
-        }
-        return space.architecture({**base, **bits})
+        return space.architecture({**base, **{c.name: c.candidates[places[c.name]] for c in self._gated}})
+
+    def _present(self) -> Architecture:
+        """Return the network that the gates lead to."""
+        return self._at(self._places())
+
+    def _found(self) -> Architecture:
+        """Return the network that the gates lead to, once those nearest to closing have closed to hold the target."""
+        assert self._cost is not None  # noqa: S101 - prepared
+        places = self._places()
+        while self.cost_target is not None and self._cost.of(self._at(places)) > self.cost_target:
+            margins = {
+                name: float((self.metrics[_key(name)] - self.thresholds[_key(name)].detach())[place - 1])
+                for name, place in places.items()
+                if place > 0
+            }
+            places[min(margins, key=margins.__getitem__)] -= 1
+        return self._at(places)
 
     def selected(self) -> Architecture | None:
-        """Return the network at the bits and widths that its gates lead to."""
-        return self._hard() if self._gated else None
+        """Return the network at the bits and widths that its gates lead to; it holds ``cost_target``."""
+        return self._found() if self._gated else None
 
     def learned(self) -> Mapping[str, list[float]]:
         """Return choice -> thresholds, then metrics, of its gates."""
@@ -314,7 +332,7 @@ class SBSRule(nn.Module, SamplingRule):
 
     def diagnostics(self) -> Mapping[str, float]:
         """Return the selected bits and widths, and the cost at them."""
-        selected = self._hard()
+        selected = self._found()
         assert self._cost is not None  # noqa: S101 - prepared
         found = {f"selected/{choice.name}": float(selected[choice.name]) for choice in self._gated}
         return found | {"selected/cost": self._cost.of(selected)}

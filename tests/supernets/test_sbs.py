@@ -156,6 +156,27 @@ def test_a_closed_gate_is_not_wound_up_and_opens_as_soon_as_the_task_wants_it() 
     assert rule.weights(0)["linear2.weight_bits"].tolist() == [0, 0, 1]
 
 
+def test_what_is_selected_holds_the_target_by_closing_the_gates_nearest_to_it() -> None:
+    rule = SBSRule(Products(), cost_target=140.0, warmup=1, until=2)
+    made(mlp(), rule)  # 100 and the products of the bits of two layers: 228 at 8 bits
+    near = {
+        "linear2/weight_bits": 0.9,
+        "linear2/input_bits": 0.1,
+        "linear3/weight_bits": 0.2,
+        "linear3/input_bits": 0.3,
+    }
+    for name, threshold in near.items():
+        rule.thresholds[name].data = torch.tensor([0.05, threshold])
+        rule.metrics[name].data = torch.ones(2)
+    # margins 0.1, 0.9, 0.8 and 0.7: 4x8 + 8x8, then 4x8 + 8x4, then 4x8 + 4x4, then 4x4 + 4x4 = 32 <= 40
+    assert rule.diagnostics()["selected/cost"] == 132.0
+    assert {v for n, v in rule.selected().items() if n.endswith("bits") and n.startswith(("linear2", "linear3"))} == {4}
+    assert float(rule.loss(1).detach()) == pytest.approx(0.1 * torch.tensor(228 / 140).log().item(), rel=1e-5)
+    for step, bits in ((0, 8), (2, 4)):  # the warm-up is at the bits that gates start with
+        (slot,) = rule.slots(mlp(), seed=0, step=step, score=lambda _: 0.0)
+        assert slot.architecture["linear2.weight_bits"] == bits
+
+
 def test_gates_alternate_before_the_forward_pass() -> None:
     space, rule = mlp(), SBSRule(Products())
     supernet = made(space, rule)
