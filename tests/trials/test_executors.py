@@ -106,11 +106,12 @@ def test_sizes_must_be_positive(name, value):
 
 
 PARENT = """
-import sys, time
+import signal, sys
 sys.path[:0] = [{root!r}, {here!r}]
 from evaluations import evaluate
 from trials import ProcessExecutor
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background ignores it
     with ProcessExecutor(evaluate, workers=2) as executor:
         for key in range(2):
             executor.submit(key, "pid")
