@@ -10,7 +10,7 @@ from torch import Tensor
 from search_spaces import Choice, Coupling, SearchSpace, Slicer, couplings, skeleton
 from supernets.sorting import importance
 
-__all__ = ["ChannelGroups"]
+__all__ = ["ChannelGroups", "opened"]
 
 
 @final
@@ -22,21 +22,15 @@ class ChannelGroups:
         names: choices of widths.
 
     Raises:
-        ValueError: the candidates of a choice open no channels, open the same ones, or open some whose order matters.
+        ValueError: the candidates of a choice open no channels, open the same ones, or open some whose order matters;
+            or two choices open the same channels.
     """
 
     def __init__(self, space: SearchSpace, names: Sequence[str]) -> None:
-        with torch.device("meta"):
-            slicer = Slicer(space.superset(), space.rules())
         self._ends: dict[str, list[tuple[Coupling, tuple[int, ...]]]] = {}
+        owners: dict[int, str] = {}
         for name in names:
-            sizes = [self._sizes(space, slicer, space.choice(name), k) for k in range(space.choice(name).size)]
-            found = []
-            for coupling in couplings(space).verified:
-                site = next(site for site in coupling.sites if site.tensor in slicer.shapes)
-                ends = tuple(size[site.tensor][site.dim] // site.blocks for size in sizes)
-                if ends[0] < ends[-1]:
-                    found.append((coupling, ends))
+            found = opened(space, name)
             if not found or any(len(set(ends)) < len(ends) for _, ends in found):
                 what = "the same number of them for two candidates" if found else "none"
                 raise ValueError(
@@ -44,14 +38,13 @@ class ChannelGroups:
                     f"that may stand in any order, and it opens {what}; prune widths or expansions, and leave out "
                     "candidates that round to the same number"
                 )
+            for coupling, _ in found:
+                if owners.setdefault(id(coupling), name) != name:
+                    raise ValueError(
+                        f"choices {owners[id(coupling)]!r} and {name!r} open the same channels (of "
+                        f"{coupling.sites[0].tensor!r}), so that neither has groups of its own; prune one of them"
+                    )
             self._ends[name] = found
-
-    @staticmethod
-    def _sizes(space: SearchSpace, slicer: Slicer, choice: Choice, position: int) -> Mapping[str, tuple[int, ...]]:
-        """Return the shapes of the tensors of a build by their names in the largest one."""
-        chosen = space.architecture({**space.largest(), choice.name: choice.candidates[position]})
-        with torch.device("meta"):
-            return {part.source: part.shape for part in slicer.plan(skeleton(space, chosen), chosen)}
 
     def metrics(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return choice -> metric ``(K - 1,)`` of the groups that its candidates but the first add.
@@ -72,3 +65,34 @@ class ChannelGroups:
                 rows.append(torch.stack(groups) / worth[: ends[-1]].mean())
             found[name] = torch.stack(rows).mean(0)
         return found
+
+
+def opened(space: SearchSpace, name: str) -> list[tuple[Coupling, tuple[int, ...]]]:
+    """Return the coupled channels that grow with a choice, each with how many of them every candidate has.
+
+    Channels that only some candidates have, such as those of a deeper block, are not among them.
+
+    Args:
+        space: the space; all other choices are taken at their largest.
+        name: of a choice.
+    """
+    with torch.device("meta"):
+        slicer = Slicer(space.superset(), space.rules())
+    choice = space.choice(name)
+    sizes = [_sizes(space, slicer, choice, position) for position in range(choice.size)]
+    found = []
+    for coupling in couplings(space).verified:
+        site = next(site for site in coupling.sites if site.tensor in slicer.shapes)
+        if any(site.tensor not in shapes for shapes in sizes):
+            continue
+        ends = tuple(shapes[site.tensor][site.dim] // site.blocks for shapes in sizes)
+        if ends[0] < ends[-1]:
+            found.append((coupling, ends))
+    return found
+
+
+def _sizes(space: SearchSpace, slicer: Slicer, choice: Choice, position: int) -> Mapping[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of a build by their names in the largest one."""
+    chosen = space.architecture({**space.largest(), choice.name: choice.candidates[position]})
+    with torch.device("meta"):
+        return {part.source: part.shape for part in slicer.plan(skeleton(space, chosen), chosen)}

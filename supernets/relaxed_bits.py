@@ -30,7 +30,7 @@ def pinned(space: QuantizedSpace, relaxed: RelaxedArchitecture) -> Architecture 
     values = {}
     for choice in space.space.choices:
         weights = relaxed[choice.name]
-        if weights.requires_grad or float(weights.max()) != 1.0:
+        if choice.size > 1 and (weights.requires_grad or float(weights.max()) != 1.0):
             return None
         values[choice.name] = choice.candidates[int(weights.argmax())]
     return space.space.architecture(values)

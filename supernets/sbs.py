@@ -6,12 +6,13 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, final
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from search_spaces import Architecture, Choice, QuantizedSpace, RelaxedArchitecture, SearchSpace
 from supernets.bit_gates import at_boundary, gate, open_gates, shares
 from supernets.gate_costs import BitCosts, GatedCost
-from supernets.pruning import ChannelGroups
+from supernets.pruning import ChannelGroups, opened
 from supernets.rules import SamplingRule, Score, Slot
 from supernets.weights import WeightSource
 
@@ -125,7 +126,7 @@ class SBSRule(nn.Module, SamplingRule):
         return choice.name.endswith("bits") or self._prunes(choice)
 
     def _prunes(self, choice: Choice) -> bool:
-        return any(fnmatchcase(choice.name, glob) for glob in self.prune)
+        return not choice.name.endswith("bits") and any(fnmatchcase(choice.name, glob) for glob in self.prune)
 
     def _network(self, space: SearchSpace) -> Architecture:
         """Return the architecture that is trained, with all gates open."""
@@ -161,8 +162,24 @@ class SBSRule(nn.Module, SamplingRule):
         try:
             source.relaxation.masks()  # type: ignore[attr-defined]
             self._groups(space)
+            self._check_widths(space)
         except (TypeError, ValueError) as error:
             raise ValueError(f"SBSRule.prune: {error}") from error
+
+    def _check_widths(self, space: SearchSpace) -> None:
+        """Refuse narrower networks than the largest: sorting keeps what that computes, and no other."""
+        assert isinstance(space, QuantizedSpace)  # noqa: S101 - of a source that quantises
+        network = self._network(space)
+        narrow = [
+            c.name
+            for c in space.space.choices
+            if network.get(c.name, c.candidates[-1]) != c.candidates[-1] and opened(space.space, c.name)
+        ]
+        if narrow:
+            raise ValueError(
+                f"channels are sorted before they are pruned, by what the largest network computes, and {narrow} of "
+                "the architecture are smaller; set them to their largest, or leave smaller candidates out of the space"
+            )
 
     def _groups(self, space: SearchSpace) -> ChannelGroups:
         assert isinstance(space, QuantizedSpace)  # noqa: S101 - of a source that quantises
@@ -186,6 +203,13 @@ class SBSRule(nn.Module, SamplingRule):
             )
         start = {c.name: c.candidates[-1] for c in self._gated} | (self.start or {})
         space.architecture({**self._base, **start})
+        gated = {choice.name for choice in self._gated}
+        lost = sorted(name for name, value in start.items() if name not in gated and value != self._base.get(name))
+        if lost:
+            raise ValueError(
+                f"SBSRule.start says where gates start, and {lost} have none; give their values as architecture, or "
+                "name them in prune"
+            )
         for choice in self._gated:
             closed = torch.arange(choice.size - 1) >= choice.index(start[choice.name])
             self.thresholds[_key(choice.name)] = nn.Parameter(_CLOSED * closed.float())
@@ -201,13 +225,20 @@ class SBSRule(nn.Module, SamplingRule):
         """Return whether gates of channels begin to learn at ``step``; at first, where some begin closed."""
         return bool(self.prune) and step == self._sorting
 
+    @torch.no_grad()
     def _listen(self, metrics: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for choice in self._gated:
-                if choice.name in metrics:
-                    memory = _MEMORY if self._of_inputs(choice) else 0.0
-                    metric = self.metrics[_key(choice.name)]
-                    metric.mul_(memory).add_(metrics[choice.name].to(metric), alpha=1 - memory)
+        """Take over metrics, their mean over ranks, which see different data and must have the same gates."""
+        heard = [choice for choice in self._gated if choice.name in metrics]
+        if not heard:
+            return
+        found = torch.cat([metrics[choice.name].to(self.metrics[_key(choice.name)]) for choice in heard])
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(found)
+            found /= dist.get_world_size()
+        for choice, latest in zip(heard, torch.split(found, [c.size - 1 for c in heard]), strict=True):
+            memory = _MEMORY if self._of_inputs(choice) else 0.0
+            metric = self.metrics[_key(choice.name)]
+            metric.mul_(memory).add_(latest, alpha=1 - memory)
 
     @staticmethod
     def _of_inputs(choice: Choice) -> bool:

@@ -117,7 +117,7 @@ class WeightSource(nn.Module, ABC):
             RelaxationError: the space cannot be relaxed.
         """
         if self._relaxation is None:
-            self._relaxation = kept(self.space, "_relaxations", 1).get(self.space, lambda: Relaxation(self.space))
+            self._relaxation = kept(self.space, "_relaxations", 1).get(id(self.space), lambda: Relaxation(self.space))
         return self._relaxation
 
     @property

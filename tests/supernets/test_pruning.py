@@ -226,7 +226,9 @@ def test_channels_are_sorted_when_gates_begin_and_at_once_where_some_begin_close
     whole = SBSRule(WeightedBits(), prune=["*.expansion"], warmup=3)
     closed = SBSRule(WeightedBits(), prune=["*.expansion"], warmup=3, start={"stage1.block1.expansion": 0.75})
     bits = SBSRule(WeightedBits(), architecture="smallest", warmup=3)
-    for rule, expected in ((whole, [3]), (closed, [0]), (bits, [])):
+    few = {"stage1.block1.conv1.weight_bits": 4}
+    both = SBSRule(WeightedBits(), prune=["stage1.block1.*"], warmup=3, start=few)
+    for rule, expected in ((whole, [3]), (closed, [0]), (bits, []), (both, [3])):
         made(space, rule)
         assert [step for step in range(5) if rule.sorts(step)] == expected
     (slot,) = closed.slots(space, seed=0, step=0, score=lambda _: 0.0)
@@ -293,6 +295,19 @@ def test_what_cannot_be_pruned_is_refused_with_the_field_and_the_way_out() -> No
         made(convnet(), SBSRule(WeightedBits(), prune=["*.expansion"]), source=ImplicitWeights)
     with pytest.raises(ValueError, match=r"'stage1.block1.expansion' cannot be pruned .* the same number of them"):
         made(convnet((0.45, 0.5, 1.0)), SBSRule(WeightedBits(), prune=["*.block1.expansion"]))
+    deep = QuantizedSpace(MLPSpace(6, 3, widths=(4, 8), depths=(1, 2)))
+    with pytest.raises(ValueError, match=r"'depth' cannot be pruned by gates: .* and it opens none"):
+        made(deep, SBSRule(WeightedBits(), prune=["depth"]))
+    stages = [Stage((4, 8), (1,), expansions=(0.5, 1.0), block="residual")]
+    wide = QuantizedSpace(ConvNetSpace(stages, 3, in_channels=1, resolutions=(6,), stem=Stem((4,))))
+    with pytest.raises(ValueError, match=r"'stage1.width' and 'stage1.expansion' open the same channels"):
+        made(wide, SBSRule(WeightedBits(), prune=["*"]))
+    with pytest.raises(
+        ValueError, match=r"\['stage1.width'\] of the architecture are smaller; set them to their largest"
+    ):
+        made(wide, SBSRule(WeightedBits(), prune=["*.expansion"], architecture="smallest"))
+    with pytest.raises(ValueError, match=r"SBSRule.start .* \['stage1.expansion'\] have none; give their values as"):
+        made(wide, SBSRule(WeightedBits(), start={"stage1.expansion": 0.5}))
     kernels = QuantizedSpace(
         ConvNetSpace([Stage((4,), (1,), kernels=(3, 5), block="residual")], 3, in_channels=1, resolutions=(6,))
     )

@@ -286,9 +286,10 @@ def test_what_does_not_go_together_is_refused_before_training() -> None:
     assert not made(elastic, SBSRule(Products())).rule.whole
 
 
-def test_alpha_of_bits_learns_where_nothing_else_is_to_choose() -> None:
+@pytest.mark.parametrize("quantizer", [SBS(), StatsQ()], ids=lambda q: type(q).__name__)
+def test_alpha_of_bits_learns_where_nothing_else_is_to_choose(quantizer: WeightQuantizer) -> None:
     rule = DifferentiableRule(schedule="single")
-    supernet = made(mlp(), rule)
+    supernet = made(mlp(), rule, quantizer)
     batch = observed(supernet, 6)
     (slot,) = rule.slots(supernet.space, seed=0, step=0, score=lambda _: 0.0)
     supernet.step_loss(slot, batch, None)[0].backward()
