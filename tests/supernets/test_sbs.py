@@ -206,6 +206,20 @@ def test_residuals_of_weights_are_the_latest_and_those_of_inputs_a_running_mean(
     assert all(0.9 < float(m) < 1.01 for m in rule.metrics["linear2/input_bits"])
 
 
+def test_ranks_that_see_different_data_have_the_same_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = [SBSRule(Products()) for _ in range(2)]
+    seen = [torch.tensor([0.8, 0.6]), torch.tensor([0.4, 1.2])]
+    for rule in rules:
+        made(mlp(), rule)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    for rule, other in zip(rules, reversed(seen), strict=True):
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, other=other: tensor.add_(other))
+        rule._listen({"linear2.input_bits": seen[rules.index(rule)]})
+    for rule in rules:
+        assert rule.metrics["linear2/input_bits"].tolist() == pytest.approx([0.9 + 0.1 * 0.6, 0.9 + 0.1 * 0.9])
+
+
 def test_training_under_a_heavy_cost_lowers_bits_and_keeps_the_gates_in_the_checkpoint() -> None:
     space = mlp()
     rule = SBSRule(Products(), 20.0, warmup=2, lr=1.0)
