@@ -24,21 +24,18 @@ from supernets import (
     LSQ,
     SBS,
     BitCosts,
-    Classification,
     DifferentiableRule,
     ImplicitWeights,
-    QuantizedWeights,
     SBSRule,
-    SharedWeights,
     Slot,
     StatsQ,
-    Supernet,
     UniformRule,
     WeightQuantizer,
     sort_channels,
 )
 from supernets.gate_costs import GatedCost
 from supernets.pruning import ChannelGroups
+from tests.supernets.gates import made, observed
 
 
 class WeightedBits(BitCosts):
@@ -58,23 +55,6 @@ def convnet(expansions: tuple[float, ...] = (0.5, 0.75, 1.0), **more) -> Quantiz
     return QuantizedSpace(
         ConvNetSpace(stages, 3, in_channels=1, resolutions=(6,), stem=Stem((4,)), per_block=True), **more
     )
-
-
-def made(space: SearchSpace, rule, quantizer: WeightQuantizer | None = None, source=SharedWeights) -> Supernet:
-    return Supernet(
-        space,
-        Classification(3),
-        source=lambda s: QuantizedWeights(s, source=source, quantizer=SBS() if quantizer is None else quantizer),
-        rule=rule,
-        optimizer=lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
-    )
-
-
-def observed(supernet: Supernet, *shape: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    batch = torch.randn(16, *shape, generator=generator), torch.randint(3, (16,), generator=generator)
-    supernet.source.observe([batch[:1]])
-    return batch
 
 
 def hold(rule: SBSRule, space: SearchSpace, values: dict[str, object]) -> None:
@@ -191,7 +171,7 @@ def test_the_gradient_of_the_cost_is_that_of_its_expectation_over_candidates() -
 def test_a_heavy_cost_prunes_and_the_most_important_channels_stay() -> None:
     space = convnet()
     rule = SBSRule(WeightedBits(), 30.0, prune=["*.expansion"], warmup=2, lr=0.5)
-    supernet = made(space, rule)
+    supernet = made(space, rule, optimizer=lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9))
     x = torch.randn(64, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     data = DataLoader(TensorDataset(x, (x[:, 0, 0, 0] > 0).long()), batch_size=16)
     reader = supernet.source.wrapped.largest.stage1.block1.conv2.weight

@@ -27,8 +27,6 @@ from supernets import (
     BitCosts,
     Classification,
     DifferentiableRule,
-    QuantizedWeights,
-    SamplingRule,
     SBSRule,
     SharedWeights,
     Slot,
@@ -36,6 +34,7 @@ from supernets import (
     Supernet,
     WeightQuantizer,
 )
+from tests.supernets.gates import made, observed
 
 
 class Products(BitCosts):
@@ -55,18 +54,6 @@ class Products(BitCosts):
 
 def mlp(**more) -> QuantizedSpace:
     return QuantizedSpace(MLPSpace(6, 3, widths=(8,), depths=(3,)), **more)
-
-
-def made(space: SearchSpace, rule: SamplingRule, quantizer: WeightQuantizer | None = None) -> Supernet:
-    chosen = SBS() if quantizer is None else quantizer
-    return Supernet(space, Classification(3), source=lambda s: QuantizedWeights(s, quantizer=chosen), rule=rule)
-
-
-def observed(supernet: Supernet, *shape: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    batch = torch.randn(16, *shape, generator=generator), torch.randint(3, (16,), generator=generator)
-    supernet.source.observe([batch[:1]])
-    return batch
 
 
 def set_bits(rule: SBSRule, bits: Mapping[str, int]) -> None:
