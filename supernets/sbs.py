@@ -18,7 +18,7 @@ from supernets.weights import WeightSource
 
 __all__ = ["SBSRule"]
 
-_ABOVE = 0.25  # of a metric is as far as a threshold goes, or the cost would wind it up while a gate is closed
+_ABOVE = 0.25  # how far a threshold may be above its metric: the cost would else wind it up while the gate is closed
 _CLOSED = 1 + _ABOVE  # threshold of a gate that starts closed: the metric of spread-out values is 1
 _MEMORY = 0.9  # of the running mean of the metric of inputs
 
