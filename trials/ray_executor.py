@@ -23,8 +23,9 @@ class RayExecutor(PoolExecutor[Argument, Result, "_Actor[Argument, Result]"]):
     """Evaluates in actors of a Ray cluster, on whatever machines it has.
 
     The function is put into the object store once and loaded by each actor once, so a supernet crosses the network once
-    a machine. An actor is given the next job when it has ended one. When an actor or its machine dies, its job is begun
-    again in a new actor, ``retries`` times at most.
+    a machine. An actor is given the next job when it has ended one; where the cluster has room for fewer actors than
+    ``workers``, those that run do all jobs. When an actor or its machine dies, its job is begun again in a new actor,
+    ``retries`` times at most.
 
     Args:
         function: What evaluates an argument. Its classes must be importable on every machine.
@@ -75,6 +76,7 @@ class RayExecutor(PoolExecutor[Argument, Result, "_Actor[Argument, Result]"]):
         self._jobs: deque[_Job[Argument]] = deque()
         self._pool: list[_Actor[Argument, Result]] = []
         self._joined = _join(address)
+        _warn_without_room(cpus, gpus)
         self._shipped: Any = None
 
     def submit(self, key: int, argument: Argument) -> None:
@@ -113,11 +115,19 @@ class RayExecutor(PoolExecutor[Argument, Result, "_Actor[Argument, Result]"]):
         while self._jobs:
             actor = next((actor for actor in self._pool if not actor.occupied), None)
             if actor is None and len(self._pool) >= self.workers:
-                return
+                break
             if actor is None:
                 actor = _Actor(self._shipped, self.cpus, self.gpus, self.timeout)
                 self._pool.append(actor)
             actor.assign(self._jobs.popleft())
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Give free actors the jobs of those that still load: the cluster may never have room for these."""
+        loading = [actor for actor in self._pool if actor.occupied and not actor.loaded]
+        free = [actor for actor in self._pool if actor.loaded and not actor.occupied]
+        for waiting, actor in zip(loading, free, strict=False):
+            actor.assign(waiting.hand_over())
 
     def _listen(
         self, busy: Sequence[_Actor[Argument, Result]], patience: float | None
@@ -172,9 +182,10 @@ class _Actor(Generic[Argument, Result]):
         self.deadline: float | None = None
         self.usable = True
         self.job: _Job[Argument] | None = None
-        self.future: Any = None
         self.loaded = False
-        self._handle: Any = ray.remote(num_cpus=cpus, num_gpus=gpus)(_Evaluator).remote([shipped])
+        evaluator: Any = ray.remote(num_cpus=cpus, num_gpus=gpus)(_Evaluator)
+        self._handle: Any = evaluator.remote([shipped])
+        self.future: Any = self._handle.load.remote()
 
     @property
     def occupied(self) -> bool:
@@ -184,8 +195,13 @@ class _Actor(Generic[Argument, Result]):
         self.job = job
         if self.loaded:
             self._send()
-        else:
-            self.future = self._handle.load.remote()
+
+    def hand_over(self) -> _Job[Argument]:
+        """Return the job of an actor that has not begun it."""
+        job, self.job = self.job, None
+        if job is None:
+            raise RuntimeError("a worker without a job has none to hand over")
+        return job
 
     def receive(self) -> Completion[Result] | None:
         import ray
@@ -201,11 +217,8 @@ class _Actor(Generic[Argument, Result]):
 
     def give_up(self) -> _Job[Argument]:
         """Return the job of an actor that will not be used again."""
-        job, self.job = self.job, None
-        if job is None:
-            raise RuntimeError("a worker answered without a job")
         self.kill()
-        return job
+        return self.hand_over()
 
     def kill(self) -> None:
         import ray
@@ -252,3 +265,21 @@ def _join(address: str | None) -> bool:
             "`ray start --head`, or leave the address out for a cluster of this machine alone"
         ) from error
     return True
+
+
+def _warn_without_room(cpus: float, gpus: float) -> None:
+    """Say that no machine is large enough; a cluster that grows on demand may get one."""
+    import ray
+
+    nodes: Any = ray.nodes
+    resources = [node["Resources"] for node in nodes() if node["Alive"]]
+    if any(machine.get("CPU", 0) >= cpus and machine.get("GPU", 0) >= gpus for machine in resources):
+        return
+    machines = ", ".join(f"{machine.get('CPU', 0):g} CPUs and {machine.get('GPU', 0):g} GPUs" for machine in resources)
+    _logger.warning(
+        "search.ray.cpus and gpus must fit one machine, or evaluations wait until the cluster has such a machine: "
+        "got %g CPUs and %g GPUs for machines of %s",
+        cpus,
+        gpus,
+        machines,
+    )

@@ -102,6 +102,17 @@ def test_a_dead_worker_costs_its_job_only_and_is_replaced(cluster, caplog):
     assert ended[0].result != ended[2].result
 
 
+def test_actors_that_run_do_the_jobs_of_those_for_which_there_is_no_room(cluster):
+    with RayExecutor(node_of, workers=3, timeout=60) as executor:
+        for key in range(6):
+            executor.submit(key, key)
+        ended = drain(executor, 6)
+        assert executor.wait(0) == []
+        executor.submit(6, 6)
+        ended |= drain(executor, 1)
+    assert [ended[key].error for key in range(7)] == [None] * 7
+
+
 def test_a_job_that_takes_too_long_is_killed(cluster):
     with RayExecutor(evaluate, workers=2, timeout=2) as executor:
         executor.submit(0, "hang")
@@ -141,6 +152,16 @@ def test_what_cannot_run_is_refused_with_its_reason(cluster):
     for name in ("cpus", "gpus", "retries"):
         with pytest.raises(ValueError, match=f"{name} must be 0 or more, got -1"):
             RayExecutor(evaluate, **{name: -1})
+
+
+def test_more_than_any_machine_has_is_said(cluster, caplog):
+    with RayExecutor(evaluate, cpus=3) as executor:
+        executor.submit(0, 1)
+        assert executor.wait(0.1) == []
+    assert "got 3 CPUs and 0 GPUs for machines of 1 CPUs and 0 GPUs, 1 CPUs and 0 GPUs" in caplog.text
+    caplog.clear()
+    RayExecutor(evaluate, cpus=1).close()
+    assert not caplog.text
 
 
 SEARCH = """
