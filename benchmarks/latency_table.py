@@ -13,11 +13,11 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from benchmarks import Result
-from nas.costs import macs_of
+from nas.costs import MACs
 from nas.latency import exclusively
 from nas.latency_table import LatencyTable, affine_fit, make_latency_table, write_network
 from nas.runtime import prepare, time_runs
-from search_spaces import Architecture, FactorySpace, QuantizedSpace
+from search_spaces import Architecture, FactorySpace, QuantizedSpace, cost_of
 
 ASKED = 0.9
 FITTED = 20
@@ -86,7 +86,7 @@ def run(quick: bool) -> Result:
             ]
         measured = [min(times) for times in zip(*rounds, strict=True)]
     predicted = [cost.fit(total) for total in totals]
-    counted = macs_of(whole)
+    counted = cost_of(whole, MACs)
     macs = [counted(architecture) for architecture in architectures]
     eight = [any(bits == 8 for bits, _ in whole.bitwidths(a).values()) for a in architectures]
     rows = []

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from benchmarks import Result
 from benchmarks._bits import space
-from nas.allocation import BitCost
 from nas.bitops import BitOps
 from search_spaces import QuantizedSpace
 from supernets import SBS, Classification, QuantizedWeights, SBSRule, Slot, Supernet
@@ -62,7 +61,7 @@ def through_quantizer(count: int) -> float:
 def through_network(count: int) -> float:
     """Largest difference of the loss through hard gates to that of the subnetwork of the same bits."""
     wanted = QuantizedSpace(space())
-    rule = SBSRule(BitCost(BitOps))
+    rule = SBSRule(BitOps)
     supernet = Supernet(
         wanted, Classification(10), source=lambda s: QuantizedWeights(s, quantizer=SBS()), rule=rule
     ).train()

@@ -19,7 +19,6 @@ import torch
 from benchmarks import Result
 from benchmarks._bits import EPOCH, accuracy, cifar10, full_precision, quantized, space
 from benchmarks._training import fit
-from nas.allocation import BitCost
 from nas.bitops import BitOps
 from nas.costs import measure
 from search_spaces import Architecture, QuantizedSpace, derive_seed
@@ -65,7 +64,7 @@ def seed_rows(seed: int, quick: bool) -> list[Row]:
     rows: list[Row] = []
     for name, widths in ways[: 2 if quick else None]:
         rule = SBSRule(
-            BitCost(BitOps),
+            BitOps,
             3.0,
             cost_target=allowed,
             prune=["*.expansion"] if widths is None else (),

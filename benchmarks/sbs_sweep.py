@@ -19,7 +19,6 @@ import torch
 from benchmarks import Result
 from benchmarks._bits import EPOCH, accuracy, cifar10, full_precision, quantized, space
 from benchmarks._training import fit
-from nas.allocation import BitCost
 from nas.bitops import BitOps
 from nas.costs import measure
 from search_spaces import Architecture, QuantizedSpace
@@ -51,7 +50,7 @@ def seed_rows(seed: int, quick: bool) -> dict[str, Row]:
     four = given.quantized(given.space.largest(), 4)
     rules: dict[str, SamplingRule] = {REFERENCE: SingleRule("largest"), "4 bits": SingleRule(dict(four))}
     rules |= {
-        f"lambda {weight:g}": SBSRule(BitCost(BitOps), weight, until=2 * steps // 3)
+        f"lambda {weight:g}": SBSRule(BitOps, weight, until=2 * steps // 3)
         for weight in LAMBDAS[: 2 if quick else None]
     }
     full = trained.space.largest()

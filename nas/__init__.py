@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "nas.allocation": ("BitAllocation", "BitCost", "RateDistortion", "SelectedArchitecture"),
+    "nas.allocation": ("BitAllocation", "RateDistortion", "SelectedArchitecture"),
     "nas.bitops": ("BitOps", "WeightBits"),
     "nas.buffers": ("BufferSize",),
     "nas.conditioned": ("ConditionedNetwork",),
@@ -22,7 +22,7 @@ _HOMES = {
         "Problem",
         "RandomController",
     ),
-    "nas.costs": ("Cost", "MACs", "ModelSize", "Parameters", "macs_of"),
+    "nas.costs": ("Cost", "MACs", "ModelSize", "Parameters"),
     "nas.data": ("DigitsData", "ImageData", "PlanetoidData", "SpeechData", "TextData", "TranslationData"),
     "nas.discretise": ("Discretised", "DiscretisationGap", "DiscretisationGapError", "SelectedArchitecture"),
     "nas.effects": ("Effect", "InputNoise", "WeightPenalty"),

@@ -1,42 +1,32 @@
 """Costs of an architecture that follow from its structure: parameters, multiply-accumulates and size on disk."""
 
 import functools
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from nas.counting import layer_macs, operator_macs
-from search_spaces import FULL_PRECISION, Architecture, SearchSpace, skeleton
+from search_spaces import FULL_PRECISION, Architecture, ArchitectureCost, SearchSpace, skeleton
 from search_spaces.quantized_sites import representatives
 from trials import Direction, Metric
 
-__all__ = ["Cost", "CostMeter", "MACs", "ModelSize", "Parameters", "macs_of", "materialise", "measure"]
+__all__ = ["Cost", "CostMeter", "MACs", "ModelSize", "Parameters", "materialise", "measure"]
 
 _REMAINDER = "(outside known layers)"
 
 
-class Cost(ABC):
-    """A number that an architecture has before anything is trained.
+class Cost(ArchitectureCost):
+    """A number that an architecture has before anything is trained, for a study and for rules that weigh costs.
 
-    A subclass states ``name``, ``unit`` and ``direction`` and takes the search space as first constructor argument.
-    Costs hold no state of an evaluation, so one instance serves any number of calls.
+    A subclass states ``name``, ``unit`` and ``direction``, takes the search space as first constructor argument, and
+    says how a build is measured (:meth:`__call__`).
     """
 
     name: str
     unit: str
     direction: Direction
-
-    @abstractmethod
-    def __call__(self, architecture: Architecture, model: nn.Module) -> float:
-        """Return the cost of ``architecture`` in ``unit``.
-
-        Args:
-            architecture: the candidate.
-            model: the build of ``architecture``, on the meta device or with real tensors; it is left as it was.
-        """
 
     @property
     def metric(self) -> Metric:
@@ -210,12 +200,6 @@ class MACs(Cost):
                 f"macs needs a network that runs on space.inputs(), got {type(error).__name__}: {error} "
                 f"for {dict(architecture)}; mend build() or inputs() of {type(self.space).__name__}"
             ) from error
-
-
-def macs_of(space: SearchSpace) -> Callable[[Architecture], float]:
-    """Return the function that counts :class:`MACs` of an architecture, for whatever asks for nothing but a number."""
-    cost = MACs(space)
-    return lambda architecture: measure([cost], space, architecture)[cost.name]
 
 
 def measure(costs: Sequence[Cost], space: SearchSpace, architecture: Architecture) -> dict[str, float]:

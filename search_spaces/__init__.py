@@ -4,6 +4,7 @@ from search_spaces.architecture import Architecture, InvalidArchitectureError
 from search_spaces.cells import CellSpace
 from search_spaces.choice import Candidate, Choice
 from search_spaces.convnet import ConvNetSpace, Head, Stage, Stem, mobilenet_v3_space
+from search_spaces.cost import ArchitectureCost, cost_of
 from search_spaces.coupling import Coupling, Couplings, couplings
 from search_spaces.darts import DARTSSpace
 from search_spaces.factory import FactorySpace, from_config
@@ -35,6 +36,7 @@ from search_spaces.vision_transformer import VisionTransformerSpace
 __all__ = [
     "FULL_PRECISION",
     "Architecture",
+    "ArchitectureCost",
     "Candidate",
     "CellSpace",
     "Choice",
@@ -68,6 +70,7 @@ __all__ = [
     "TranslationSpace",
     "VisionTransformerSpace",
     "construct",
+    "cost_of",
     "couplings",
     "derive_seed",
     "describe",

@@ -58,7 +58,8 @@ def load(path: str) -> Any:
 def describe(value: Any, *, exclude: Sequence[str] = ()) -> Any:
     """Return ``value`` as a tree of JSON types: objects as ``class_path``, classes and functions as ``reference``.
 
-    A ``functools.partial`` becomes ``partial`` with its keyword arguments.
+    A ``functools.partial`` becomes ``partial`` with its keyword arguments, and so does what the YAML of a factory is
+    read as (``cost: nas.BitOps``), a partial of the class in a wrapping of jsonargparse's own.
 
     Args:
         value: a scalar, a list, a mapping, a class or function, or an object that follows the convention above.
@@ -78,9 +79,13 @@ def describe(value: Any, *, exclude: Sequence[str] = ()) -> Any:
     if inspect.ismethod(value) and inspect.isclass(value.__self__):
         return {"reference": f"{import_path(value.__self__)}.{value.__name__}"}
     if isinstance(value, functools.partial):
-        if value.args:
+        target, args = value.func, value.args
+        wrapped = str(getattr(target, "__module__", None)).partition(".")[0] == "jsonargparse"
+        if wrapped and args and inspect.isclass(args[-1]):
+            target, args = args[-1], ()
+        if args:
             raise ValueError(f"{value!r}: only keyword arguments of a partial can be described")
-        return {"partial": import_path(value.func), "init_args": describe(value.keywords)}
+        return {"partial": import_path(target), "init_args": describe(value.keywords)}
     kind = type(value)
     names = [
         p.name

@@ -1,6 +1,6 @@
 """Supernets: weight sources, sampling rules, tasks, and the subnetworks that come out of them."""
 
-from supernets.attentive import AttentiveRule, parameters_of
+from supernets.attentive import AttentiveRule
 from supernets.calibration import UncalibratedError, calibrate, calibration_batches, uncalibrated
 from supernets.card import card, weights_version
 from supernets.confidence import Bins, Decisions, brier_score, fit_temperature, negative_log_likelihood, reliability
@@ -10,7 +10,6 @@ from supernets.distillation import KL, AlphaDivergence, Distillation, SoftTarget
 from supernets.expected import ExpectedCost, ExpectedParameters
 from supernets.expected_bits import ExpectedBufferBytes, ExpectedWeightBytes
 from supernets.export import Exported, ExportError, export
-from supernets.gate_costs import BitCosts
 from supernets.generated import GeneratedWeights
 from supernets.growth import Ensemble, Member, grow, grow_mixed, member_of
 from supernets.implicit import ImplicitWeights
@@ -51,7 +50,6 @@ __all__ = [
     "AttentiveRule",
     "Binary",
     "Bins",
-    "BitCosts",
     "CheckpointError",
     "CheckpointMismatchError",
     "Classification",
@@ -124,7 +122,6 @@ __all__ = [
     "load_weights",
     "member_of",
     "negative_log_likelihood",
-    "parameters_of",
     "read_card",
     "reliability",
     "save",

@@ -5,26 +5,28 @@ from collections.abc import Callable, Sequence
 from typing import Literal, final
 
 import torch
+from torch import nn
 
-from search_spaces import Architecture, Candidate, SearchSpace, derive_seed, skeleton
+from search_spaces import Architecture, ArchitectureCost, Candidate, SearchSpace, cost_of, derive_seed
 from supernets.rules import SamplingRule, Score, Slot
 from supernets.weights import WeightSource
 
-__all__ = ["AttentiveRule", "CostTable", "parameters_of"]
+__all__ = ["AttentiveRule", "CostTable"]
 
 _TRIES = 100
 _REMEMBERED = 8192
 
 
-def parameters_of(space: SearchSpace) -> Callable[[Architecture], float]:
-    """Return the function that counts the parameters of an architecture, tied ones once."""
+@final
+class _Parameters(ArchitectureCost):
+    """The number of parameters, tied ones counted once."""
 
-    def count(architecture: Architecture) -> float:
-        with torch.device("meta"):
-            module = skeleton(space, architecture)
-        return float(sum(parameter.numel() for parameter in module.parameters()))
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
 
-    return count
+    def __call__(self, architecture: Architecture, model: nn.Module) -> float:
+        del architecture
+        return float(sum(parameter.numel() for parameter in model.parameters()))
 
 
 @final
@@ -114,7 +116,7 @@ class AttentiveRule(SamplingRule):
         n_attentive: attentive architectures per step.
         buckets: intervals of cost.
         draws: random architectures from which the table is made.
-        cost: makes the cost function of a space; ``nas.macs_of`` counts multiply-accumulates.
+        cost: by which architectures are compared, e.g. ``nas.MACs``; ``None`` counts parameters.
         distillation: ``False`` trains every architecture on labels instead.
 
     Raises:
@@ -129,7 +131,7 @@ class AttentiveRule(SamplingRule):
         n_attentive: int = 2,
         buckets: int = 16,
         draws: int = 1000,
-        cost: Callable[[SearchSpace], Callable[[Architecture], float]] = parameters_of,
+        cost: Callable[[SearchSpace], ArchitectureCost] | None = None,
         distillation: bool = True,
     ) -> None:
         if target not in ("best", "worst"):
@@ -148,13 +150,16 @@ class AttentiveRule(SamplingRule):
         self.distillation = distillation
         self._tables: dict[tuple[str, int], CostTable] = {}
 
+    def _price(self, space: SearchSpace) -> Callable[[Architecture], float]:
+        return cost_of(space, self.cost or _Parameters)
+
     def table(self, space: SearchSpace, seed: int) -> CostTable:
         """Return the table of a space, made when it is first asked for."""
         key = space.digest, seed
         if key not in self._tables:
             self._tables[key] = CostTable(
                 space,
-                self.cost(space),
+                self._price(space),
                 buckets=self.buckets,
                 draws=self.draws,
                 seed=derive_seed(seed, "attentive table"),
@@ -176,10 +181,10 @@ class AttentiveRule(SamplingRule):
     def check(self, space: SearchSpace, source: WeightSource) -> None:
         """Refuse a cost that does not tell architectures apart."""
         del source
-        cost = self.cost(space)
+        cost = self._price(space)
         low, high = cost(space.smallest()), cost(space.largest())
         if not low < high < float("inf"):
             raise ValueError(
                 f"AttentiveRule.cost must be finite and grow from the smallest to the largest architecture, got {low} "
-                f"and {high}; use another cost, e.g. nas.macs_of, or UniformRule"
+                f"and {high}; use another cost, e.g. nas.MACs, or UniformRule"
             )

@@ -1,6 +1,5 @@
 """What gates are told about the cost of a network: its value, and what one place up or down would change."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import final
 
@@ -10,17 +9,9 @@ from torch import Tensor
 from search_spaces import Architecture, SearchSpace
 from supernets.skeletons import ThreadCache
 
-__all__ = ["BitCosts", "GatedCost"]
+__all__ = ["GatedCost"]
 
 _REMEMBERED = 4096
-
-
-class BitCosts(ABC):
-    """A cost as a function of architectures, bits included: bit operations or bytes, say."""
-
-    @abstractmethod
-    def __call__(self, space: SearchSpace) -> Callable[[Architecture], float]:
-        """Return the function for the architectures of ``space``; it is above 0."""
 
 
 @final

@@ -1,7 +1,7 @@
 """Search of bitwidths by binary gates that learn beside the weights."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal, final
 
@@ -9,9 +9,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from search_spaces import Architecture, Choice, QuantizedSpace, RelaxedArchitecture, SearchSpace
+from search_spaces import (
+    Architecture,
+    ArchitectureCost,
+    Choice,
+    QuantizedSpace,
+    RelaxedArchitecture,
+    SearchSpace,
+    cost_of,
+)
 from supernets.bit_gates import at_boundary, gate, open_gates, shares
-from supernets.gate_costs import BitCosts, GatedCost
+from supernets.gate_costs import GatedCost
 from supernets.pruning import ChannelGroups, opened
 from supernets.rules import SamplingRule, Score, Slot
 from supernets.weights import WeightSource
@@ -58,7 +66,7 @@ class SBSRule(nn.Module, SamplingRule):
     of their importance as the gates begin, each with a threshold of its own.
 
     Args:
-        cost: what is to be small, e.g. ``nas.BitCost``.
+        cost: what is to be small, e.g. ``nas.BitOps``; above 0.
         cost_weight: ``lambda``.
         cost_target: cost above which it counts, and that ``selected`` holds; ``None``: it always counts.
         prune: globs over the choices of widths whose groups of channels have gates.
@@ -76,7 +84,7 @@ class SBSRule(nn.Module, SamplingRule):
 
     def __init__(
         self,
-        cost: BitCosts,
+        cost: Callable[[SearchSpace], ArchitectureCost],
         cost_weight: float = 0.1,
         *,
         cost_target: float | None = None,
@@ -194,7 +202,7 @@ class SBSRule(nn.Module, SamplingRule):
         self._space, self._base = space, self._network(space)
         self.whole = all(choice.size == 1 or self._has_gates(choice) for choice in space.choices)
         self._gated = tuple(c for c in space.choices if c.name in self._base and self._has_gates(c) and c.size > 1)
-        self._cost = GatedCost(space, self.cost(space))
+        self._cost = GatedCost(space, cost_of(space, self.cost))
         least = self._cost.of(space.architecture({**self._base, **{c.name: c.candidates[0] for c in self._gated}}))
         if self.cost_target is not None and self.cost_target < least:
             raise ValueError(

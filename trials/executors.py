@@ -18,6 +18,9 @@ from typing import Generic, Protocol, Self, TypeVar
 
 __all__ = ["Completion", "Executor", "PoolExecutor", "SerialExecutor", "evaluated"]
 
+_PULSE_S = 0.5  # between two looks at the workers, whatever they say
+_STOPPED_S = 1.0  # a look that comes later than this was held up: this process had been stopped
+
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
@@ -127,7 +130,8 @@ Worker = TypeVar("Worker", bound=PooledWorker)
 class PoolExecutor(Executor[Argument, Result], Generic[Argument, Result, Worker]):
     """Runs jobs on workers that are listened to together.
 
-    A subclass keeps ``_pool`` and ``_jobs`` and says how workers are given jobs, heard and ended.
+    A subclass keeps ``_pool`` and ``_jobs`` and says how workers are given jobs, heard and ended. The time for which
+    this process was stopped (Ctrl-Z, which stops its workers too) does not count against the time that a job may take.
     """
 
     _pool: list[Worker]
@@ -137,8 +141,8 @@ class PoolExecutor(Executor[Argument, Result], Generic[Argument, Result, Worker]
         """Give queued jobs to free workers, and begin workers while there may be more."""
 
     @abstractmethod
-    def _listen(self, busy: Sequence[Worker], patience: float | None) -> Sequence[Worker]:
-        """Return those that have something to say, waiting for the first so many seconds at most."""
+    def _listen(self, busy: Sequence[Worker], patience: float) -> Sequence[Worker]:
+        """Return all that have something to say, waiting for the first so many seconds at most."""
 
     @abstractmethod
     def _take(self, worker: Worker) -> Completion[Result] | None:
@@ -161,18 +165,31 @@ class PoolExecutor(Executor[Argument, Result], Generic[Argument, Result, Worker]
             busy = [worker for worker in self._pool if worker.occupied]
             if not busy:
                 break
-            ends = [end for end in (deadline, *(worker.deadline for worker in busy)) if end is not None]
-            patience = None if not ends else max(0.0, min(ends) - time.monotonic())
-            heard = self._listen(busy, patience)
-            for worker in busy:
-                completion = self._take(worker) if worker in heard else self._overdue(worker)
-                if completion is not None:
-                    completions.append(completion)
-            self._pool = [worker for worker in self._pool if worker.usable]
+            heard = self._hear(busy, deadline)
+            try:
+                for worker in busy:
+                    completion = self._take(worker) if worker in heard else self._overdue(worker)
+                    if completion is not None:
+                        completions.append(completion)
+            finally:
+                self._pool = [worker for worker in self._pool if worker.usable]
             if deadline is not None and time.monotonic() >= deadline:
                 break
         self._dispatch()
         return completions
+
+    def _hear(self, busy: Sequence[Worker], deadline: float | None) -> Sequence[Worker]:
+        """Listen until the next look is due, and put off the ends of all jobs where it comes much too late."""
+        now = time.monotonic()
+        ends = [end for end in (deadline, *(worker.deadline for worker in busy)) if end is not None]
+        look = min(now + _PULSE_S, *ends) if ends else now + _PULSE_S
+        heard = self._listen(busy, max(0.0, look - now))
+        late = time.monotonic() - max(look, now)
+        if late > _STOPPED_S:
+            for worker in busy:
+                if worker.deadline is not None:
+                    worker.deadline += late
+        return heard
 
     def _overdue(self, worker: Worker) -> Completion[Result] | None:
         late = worker.deadline is not None and time.monotonic() >= worker.deadline

@@ -22,6 +22,7 @@ from trials.executors import Argument, Completion, PoolExecutor, Result, evaluat
 __all__ = ["ProcessExecutor"]
 
 _CLOSE_PATIENCE_S = 2.0
+_PARENT_S = 1.0  # between two looks at the parent, whose sentinel may be held open by what it has forked
 
 
 class ProcessExecutor(PoolExecutor[Argument, Result, "_Process[Argument, Result]"]):
@@ -85,10 +86,10 @@ class ProcessExecutor(PoolExecutor[Argument, Result, "_Process[Argument, Result]
         self._pool = []
 
     def _listen(
-        self, busy: Sequence[_Process[Argument, Result]], patience: float | None
+        self, busy: Sequence[_Process[Argument, Result]], patience: float
     ) -> Sequence[_Process[Argument, Result]]:
         ready = wait([worker.connection for worker in busy], patience)
-        return [worker for worker in busy if worker.connection in ready]
+        return [worker for worker in busy if worker.connection in ready or worker.ended]
 
     def _take(self, worker: _Process[Argument, Result]) -> Completion[Result] | None:
         return worker.receive()
@@ -142,6 +143,11 @@ class _Process(Generic[Argument, Result]):
     def occupied(self) -> bool:
         return self._job is not None
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process is gone; its connection may be held open by processes that it has forked."""
+        return self._process.exitcode is not None
+
     def assign(self, key: int, argument: Argument) -> None:
         self._job = (key, argument)
         if self._ready:
@@ -149,6 +155,8 @@ class _Process(Generic[Argument, Result]):
 
     def receive(self) -> Completion[Result] | None:
         """Take the next message of the worker, or notice that it died."""
+        if self.ended and not self.connection.poll():
+            return self._died()
         try:
             message = self.connection.recv()
         except (EOFError, OSError):
@@ -249,6 +257,8 @@ def _serve(
 
 def _end_with_parent() -> None:
     parent = parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+    if parent is None:
+        return
+    while os.getppid() == parent.pid and not wait([parent.sentinel], _PARENT_S):
+        pass
+    os._exit(1)

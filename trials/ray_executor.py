@@ -130,11 +130,13 @@ class RayExecutor(PoolExecutor[Argument, Result, "_Actor[Argument, Result]"]):
             actor.assign(waiting.hand_over())
 
     def _listen(
-        self, busy: Sequence[_Actor[Argument, Result]], patience: float | None
+        self, busy: Sequence[_Actor[Argument, Result]], patience: float
     ) -> Sequence[_Actor[Argument, Result]]:
         import ray
 
-        ready, _ = ray.wait([actor.future for actor in busy], num_returns=1, timeout=patience)
+        futures = [actor.future for actor in busy]
+        ray.wait(futures, num_returns=1, timeout=patience)
+        ready, _ = ray.wait(futures, num_returns=len(futures), timeout=0)
         return [actor for actor in busy if actor.future in ready]
 
     def _take(self, actor: _Actor[Argument, Result]) -> Completion[Result] | None:

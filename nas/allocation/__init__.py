@@ -1,6 +1,5 @@
 """Exact allocation of bitwidths: what each costs and spoils, and the best choice under budgets."""
 
-from nas.allocation.costs import BitCost
 from nas.allocation.measured import Allocated, Distortion, RateDistortion, distortion_between, sites_of
 from nas.allocation.program import Allocation, BudgetError, RateDistortionTable, allocate, front
 from nas.allocation.seeds import BitAllocation, SelectedArchitecture, SubnetworkOutputs
@@ -9,7 +8,6 @@ __all__ = [
     "Allocated",
     "Allocation",
     "BitAllocation",
-    "BitCost",
     "BudgetError",
     "Distortion",
     "RateDistortion",

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from nas import BitAllocation, BitCost, SearchSettings, SelectedArchitecture, open_search
+from nas import BitAllocation, SearchSettings, SelectedArchitecture, open_search
 from nas.__main__ import main
 from nas.allocation import BudgetError, SubnetworkOutputs
 from nas.bitops import BitOps
 from nas.costs import ModelSize, measure
 from nas.data import DigitsData
-from search_spaces import MLPSpace, QuantizedSpace
+from search_spaces import MLPSpace, QuantizedSpace, cost_of
 from search_spaces.quantizer import fake_quantize, input_range
 from supernets import LSQ, SBS, Classification, QuantizedWeights, SBSRule, SharedWeights, Supernet, fit_scales, save
 
@@ -89,16 +89,16 @@ def test_limits_out_of_reach_name_the_least_and_samples_are_whole_batches(tmp_pa
 
 
 @pytest.mark.parametrize("make", [BitOps, ModelSize])
-def test_what_gates_pay_is_the_cost_of_the_architecture(make) -> None:
+def test_what_rules_weigh_is_the_cost_of_the_architecture(make) -> None:
     space = QuantizedSpace(MLPSpace(6, 3, widths=(4, 6), depths=(3,)), weight_bits=(2, 8), input_bits=(4, 8))
-    paid, cost = BitCost(make)(space), make(space)
+    paid, cost = cost_of(space, make), make(space)
     generator = torch.Generator().manual_seed(0)
     for architecture in (space.smallest(), space.largest(), space.sample(generator)):
         assert paid(architecture) == measure([cost], space, architecture)[cost.name]
 
 
 def test_what_a_rule_has_selected_is_evaluated_first_by_itself() -> None:
-    rule = SBSRule(BitCost(BitOps), start={"linear2.weight_bits": 4})
+    rule = SBSRule(BitOps, start={"linear2.weight_bits": 4})
     supernet = quantized(rule)
     with_bits = SelectedArchitecture()(_problem(supernet), supernet, Points())
     assert with_bits == [rule.selected()]

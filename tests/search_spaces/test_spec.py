@@ -1,9 +1,11 @@
 import functools
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+from jsonargparse import ArgumentParser
 from torch import nn
 
 from search_spaces import Architecture, Choice, MLPSpace, SearchSpace, construct, describe, import_path, load
@@ -56,6 +58,15 @@ def test_a_partial_is_described_by_its_function_and_keywords():
     again = construct(tree)
     assert isinstance(again, functools.partial)
     assert (again.func, again.args, again.keywords) == (UserCNN, (), {"widths": [4]})
+
+
+def test_what_yaml_says_of_a_factory_is_described_by_class_and_keywords():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--make", type=Callable[[int], SearchSpace])
+    given = {"class_path": "search_spaces.MLPSpace", "init_args": {"num_classes": 2, "widths": [4, 8]}}
+    tree = describe(parser.instantiate(parser.parse_object({"make": given})).make)
+    assert tree["partial"] == "search_spaces.MLPSpace"
+    assert construct(json.loads(json.dumps(tree)))(6).digest == MLPSpace(6, 2, widths=(4, 8)).digest
 
 
 def test_callables_are_found_inside_arguments():

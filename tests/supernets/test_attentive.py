@@ -9,11 +9,12 @@ import lightning as L
 import pytest
 import torch
 from jsonargparse import ArgumentParser
+from torch import nn
 
 import nas
 from nas.costs import measure
-from search_spaces import Architecture, MLPSpace, construct, describe
-from supernets import AttentiveRule, Classification, SamplingRule, Slot, Supernet, parameters_of
+from search_spaces import Architecture, ArchitectureCost, MLPSpace, SearchSpace, construct, cost_of, describe
+from supernets import AttentiveRule, Classification, SamplingRule, Slot, Supernet
 from supernets.attentive import CostTable
 
 SPACE = MLPSpace(12, 4, widths=(4, 6, 8, 10), depths=(1, 2, 3))
@@ -23,8 +24,13 @@ def widths(architecture: Architecture) -> float:
     return float(sum(int(value) for name, value in architecture.items() if name != "depth"))
 
 
-def widths_of(_: object) -> Callable[[Architecture], float]:
-    return widths
+class Widths(ArchitectureCost):
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+
+    def __call__(self, architecture: Architecture, model: nn.Module) -> float:
+        del model
+        return widths(architecture)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +105,7 @@ def attended(rule: AttentiveRule, step: int) -> tuple[list[Slot], list[Architect
 
 @pytest.mark.parametrize(("target", "choose"), [("best", min), ("worst", max)])
 def test_the_best_or_the_worst_of_some_architectures_of_one_cost_is_trained(target: Any, choose: Any) -> None:
-    rule = AttentiveRule(target, candidates=4, n_attentive=1, buckets=5, draws=300, cost=widths_of)
+    rule = AttentiveRule(target, candidates=4, n_attentive=1, buckets=5, draws=300, cost=Widths)
     table = rule.table(SPACE, 1)
     several = 0
     for step in range(30):
@@ -116,7 +122,7 @@ def test_the_best_or_the_worst_of_some_architectures_of_one_cost_is_trained(targ
 
 def test_slots_depend_on_seed_step_and_scores_alone() -> None:
     def sequence(seed: int) -> list[list[Slot]]:
-        rule = AttentiveRule(draws=100, cost=widths_of)
+        rule = AttentiveRule(draws=100, cost=Widths)
         return [list(rule.slots(SPACE, seed=seed, step=step, score=Scores())) for step in range(10)]
 
     assert sequence(1) == sequence(1)
@@ -125,7 +131,7 @@ def test_slots_depend_on_seed_step_and_scores_alone() -> None:
 
 
 def test_one_candidate_needs_no_score_and_labels_need_no_teacher() -> None:
-    rule = AttentiveRule(candidates=1, n_attentive=3, draws=50, distillation=False, cost=widths_of)
+    rule = AttentiveRule(candidates=1, n_attentive=3, draws=50, distillation=False, cost=Widths)
     slots, asked = attended(rule, 0)
     assert not asked
     assert [slot.role for slot in slots] == ["labels"] * 5
@@ -134,23 +140,26 @@ def test_one_candidate_needs_no_score_and_labels_need_no_teacher() -> None:
 def test_costs_are_parameters_or_macs() -> None:
     for architecture in (SPACE.smallest(), SPACE.middle(), SPACE.largest()):
         built = sum(parameter.numel() for parameter in SPACE.build(architecture).parameters())
-        assert parameters_of(SPACE)(architecture) == built
-        assert nas.macs_of(SPACE)(architecture) == measure([nas.MACs(SPACE)], SPACE, architecture)["macs"]
+        assert AttentiveRule(draws=2).table(SPACE, 0).cost(architecture) == built
+        counted = AttentiveRule(draws=2, cost=nas.MACs).table(SPACE, 0).cost(architecture)
+        assert (
+            counted == cost_of(SPACE, nas.MACs)(architecture) == measure([nas.MACs(SPACE)], SPACE, architecture)["macs"]
+        )
 
 
 def test_yaml_names_the_cost_and_the_rule_is_built_again() -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--rule", type=SamplingRule)
-    text = "rule: {class_path: supernets.AttentiveRule, init_args: {target: worst, cost: nas.macs_of, draws: 20}}"
+    text = "rule: {class_path: supernets.AttentiveRule, init_args: {target: worst, cost: nas.MACs, draws: 20}}"
     rule = parser.instantiate(parser.parse_string(text)).rule
     again = construct(describe(rule))
     for made in (rule, again):
         assert made.target == "worst"
-        assert made.cost(SPACE)(SPACE.largest()) == nas.macs_of(SPACE)(SPACE.largest())
+        assert cost_of(SPACE, made.cost)(SPACE.largest()) == cost_of(SPACE, nas.MACs)(SPACE.largest())
 
 
 def test_it_trains_and_scores_on_the_present_batch(labelled: Any, fit: Callable[..., L.Trainer]) -> None:
-    rule = AttentiveRule(candidates=3, n_attentive=1, draws=50, cost=widths_of)
+    rule = AttentiveRule(candidates=3, n_attentive=1, draws=50, cost=Widths)
     supernet = Supernet(SPACE, Classification(4), rule=rule)
     trained: list[Architecture] = []
     expected: list[Architecture] = []
@@ -189,6 +198,6 @@ def test_arguments_out_of_range_are_refused(options: dict[str, Any], message: st
 
 
 def test_a_cost_that_tells_nothing_apart_is_refused_when_the_supernet_is_made() -> None:
-    rule = AttentiveRule(cost=lambda _: lambda _: 1.0)
+    rule = AttentiveRule(cost=lambda _: lambda architecture, model: 1.0)
     with pytest.raises(ValueError, match=r"grow from the smallest .* got 1.0 and 1.0; use another cost"):
         rule.check(SPACE, Supernet(SPACE, Classification(4)).source)

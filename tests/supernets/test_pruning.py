@@ -1,16 +1,16 @@
 """Groups of filters that gates prune, beside the bits of what is left."""
 
 import math
-from collections.abc import Callable
 
 import lightning as L
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from search_spaces import (
     Architecture,
+    ArchitectureCost,
     ConvNetSpace,
     MLPSpace,
     QuantizedSpace,
@@ -19,11 +19,11 @@ from search_spaces import (
     Stage,
     Stem,
     VisionTransformerSpace,
+    cost_of,
 )
 from supernets import (
     LSQ,
     SBS,
-    BitCosts,
     DifferentiableRule,
     ImplicitWeights,
     SBSRule,
@@ -38,16 +38,17 @@ from supernets.pruning import ChannelGroups
 from tests.supernets.gates import made, observed
 
 
-class WeightedBits(BitCosts):
+class WeightedBits(ArchitectureCost):
     """Bits of all weights and inputs, those of a layer times a width: no sum over single choices."""
 
-    def __call__(self, space: SearchSpace) -> Callable[[Architecture], float]:
-        def cost(architecture: Architecture) -> float:
-            bits = sum(float(v) for name, v in architecture.items() if name.endswith("bits"))
-            widths = math.prod(float(v) for name, v in architecture.items() if not name.endswith("bits"))
-            return 10.0 + bits * widths
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
 
-        return cost
+    def __call__(self, architecture: Architecture, model: nn.Module) -> float:
+        del model
+        bits = sum(float(v) for name, v in architecture.items() if name.endswith("bits"))
+        widths = math.prod(float(v) for name, v in architecture.items() if not name.endswith("bits"))
+        return 10.0 + bits * widths
 
 
 def convnet(expansions: tuple[float, ...] = (0.5, 0.75, 1.0), **more) -> QuantizedSpace:
@@ -86,7 +87,7 @@ def test_the_masked_network_at_hard_gates_is_the_subnetwork_that_they_select(
     name: str, quantizer: WeightQuantizer
 ) -> None:
     space, shape, prune = SPACES[name]
-    rule = SBSRule(WeightedBits(), prune=prune)
+    rule = SBSRule(WeightedBits, prune=prune)
     supernet = made(space, rule, quantizer)
     batch = observed(supernet, *shape)
     supernet.train()
@@ -104,7 +105,7 @@ def test_the_masked_network_at_hard_gates_is_the_subnetwork_that_they_select(
 
 def test_gates_of_groups_learn_with_those_of_weights_and_get_gradients_from_masks() -> None:
     space, shape, prune = SPACES["convnet"]
-    rule = SBSRule(WeightedBits(), prune=prune)
+    rule = SBSRule(WeightedBits, prune=prune)
     supernet = made(space, rule)
     batch = observed(supernet, *shape)
     hold(rule, space, {"stage1.block1.expansion": 0.75, "stage1.block2.expansion": 0.75})
@@ -122,7 +123,7 @@ def test_gates_of_groups_learn_with_those_of_weights_and_get_gradients_from_mask
 
 def test_the_metric_of_a_group_is_the_norm_of_the_weights_that_read_it_relative_to_all() -> None:
     space = convnet()
-    supernet = made(space, SBSRule(WeightedBits(), prune=["*.expansion"]))
+    supernet = made(space, SBSRule(WeightedBits, prune=["*.expansion"]))
     groups = ChannelGroups(space.space, ["stage1.block1.expansion"])
     reader = supernet.source.wrapped.largest.stage1.block1.conv2.weight.detach()
     norms = [float(reader[:, i].abs().sum()) for i in range(8)]
@@ -136,7 +137,7 @@ def test_the_metric_of_a_group_is_the_norm_of_the_weights_that_read_it_relative_
 
 def test_the_listener_is_told_the_metrics_when_masks_have_run() -> None:
     space, shape, prune = SPACES["convnet"]
-    rule = SBSRule(WeightedBits(), prune=prune)
+    rule = SBSRule(WeightedBits, prune=prune)
     supernet = made(space, rule)
     batch = observed(supernet, *shape)
     wanted = ChannelGroups(space.space, ["stage1.block2.expansion"]).metrics(supernet.source.wrapped.stored())
@@ -149,7 +150,7 @@ def test_the_listener_is_told_the_metrics_when_masks_have_run() -> None:
 
 def test_the_gradient_of_the_cost_is_that_of_its_expectation_over_candidates() -> None:
     space = convnet()
-    cost = WeightedBits()(space)
+    cost = cost_of(space, WeightedBits)
     present = space.sample(torch.Generator().manual_seed(1))
     gated = GatedCost(space, cost)
     weights = {
@@ -170,7 +171,7 @@ def test_the_gradient_of_the_cost_is_that_of_its_expectation_over_candidates() -
 
 def test_a_heavy_cost_prunes_and_the_most_important_channels_stay() -> None:
     space = convnet()
-    rule = SBSRule(WeightedBits(), 30.0, prune=["*.expansion"], warmup=2, lr=0.5)
+    rule = SBSRule(WeightedBits, 30.0, prune=["*.expansion"], warmup=2, lr=0.5)
     supernet = made(space, rule, optimizer=lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9))
     x = torch.randn(64, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     data = DataLoader(TensorDataset(x, (x[:, 0, 0, 0] > 0).long()), batch_size=16)
@@ -195,7 +196,7 @@ def test_a_heavy_cost_prunes_and_the_most_important_channels_stay() -> None:
     assert rule.whole
     module = supernet.extract(selected)
     assert module.get_submodule("stage1.block1.conv1").weight.shape[0] == 4
-    again = SBSRule(WeightedBits(), prune=["*.expansion"])
+    again = SBSRule(WeightedBits, prune=["*.expansion"])
     made(space, again)
     again.restore(rule.learned())
     assert again.selected() == selected
@@ -203,11 +204,11 @@ def test_a_heavy_cost_prunes_and_the_most_important_channels_stay() -> None:
 
 def test_channels_are_sorted_when_gates_begin_and_at_once_where_some_begin_closed() -> None:
     space = convnet()
-    whole = SBSRule(WeightedBits(), prune=["*.expansion"], warmup=3)
-    closed = SBSRule(WeightedBits(), prune=["*.expansion"], warmup=3, start={"stage1.block1.expansion": 0.75})
-    bits = SBSRule(WeightedBits(), architecture="smallest", warmup=3)
+    whole = SBSRule(WeightedBits, prune=["*.expansion"], warmup=3)
+    closed = SBSRule(WeightedBits, prune=["*.expansion"], warmup=3, start={"stage1.block1.expansion": 0.75})
+    bits = SBSRule(WeightedBits, architecture="smallest", warmup=3)
     few = {"stage1.block1.conv1.weight_bits": 4}
-    both = SBSRule(WeightedBits(), prune=["stage1.block1.*"], warmup=3, start=few)
+    both = SBSRule(WeightedBits, prune=["stage1.block1.*"], warmup=3, start=few)
     for rule, expected in ((whole, [3]), (closed, [0]), (bits, []), (both, [3])):
         made(space, rule)
         assert [step for step in range(5) if rule.sorts(step)] == expected
@@ -268,30 +269,30 @@ def test_what_cannot_be_pruned_is_refused_with_the_field_and_the_way_out() -> No
     with pytest.raises(
         ValueError, match=r"SBSRule.prune must be globs .* 'no.such' matches none; choices are \['stage"
     ):
-        made(convnet(), SBSRule(WeightedBits(), prune=["no.such"]))
+        made(convnet(), SBSRule(WeightedBits, prune=["no.such"]))
     with pytest.raises(ValueError, match=r"SBSRule.prune: StatsQ takes its scales from all weights .* use LSQ or SBS"):
-        made(convnet(), SBSRule(WeightedBits(), prune=["*.expansion"]), StatsQ())
+        made(convnet(), SBSRule(WeightedBits, prune=["*.expansion"]), StatsQ())
     with pytest.raises(ValueError, match=r"SBSRule.prune: .* set the source of QuantizedWeights to SharedWeights"):
-        made(convnet(), SBSRule(WeightedBits(), prune=["*.expansion"]), source=ImplicitWeights)
+        made(convnet(), SBSRule(WeightedBits, prune=["*.expansion"]), source=ImplicitWeights)
     with pytest.raises(ValueError, match=r"'stage1.block1.expansion' cannot be pruned .* the same number of them"):
-        made(convnet((0.45, 0.5, 1.0)), SBSRule(WeightedBits(), prune=["*.block1.expansion"]))
+        made(convnet((0.45, 0.5, 1.0)), SBSRule(WeightedBits, prune=["*.block1.expansion"]))
     deep = QuantizedSpace(MLPSpace(6, 3, widths=(4, 8), depths=(1, 2)))
     with pytest.raises(ValueError, match=r"'depth' cannot be pruned by gates: .* and it opens none"):
-        made(deep, SBSRule(WeightedBits(), prune=["depth"]))
+        made(deep, SBSRule(WeightedBits, prune=["depth"]))
     stages = [Stage((4, 8), (1,), expansions=(0.5, 1.0), block="residual")]
     wide = QuantizedSpace(ConvNetSpace(stages, 3, in_channels=1, resolutions=(6,), stem=Stem((4,))))
     with pytest.raises(ValueError, match=r"'stage1.width' and 'stage1.expansion' open the same channels"):
-        made(wide, SBSRule(WeightedBits(), prune=["*"]))
+        made(wide, SBSRule(WeightedBits, prune=["*"]))
     with pytest.raises(
         ValueError, match=r"\['stage1.width'\] of the architecture are smaller; set them to their largest"
     ):
-        made(wide, SBSRule(WeightedBits(), prune=["*.expansion"], architecture="smallest"))
+        made(wide, SBSRule(WeightedBits, prune=["*.expansion"], architecture="smallest"))
     with pytest.raises(ValueError, match=r"SBSRule.start .* \['stage1.expansion'\] have none; give their values as"):
-        made(wide, SBSRule(WeightedBits(), start={"stage1.expansion": 0.5}))
+        made(wide, SBSRule(WeightedBits, start={"stage1.expansion": 0.5}))
     kernels = QuantizedSpace(
         ConvNetSpace([Stage((4,), (1,), kernels=(3, 5), block="residual")], 3, in_channels=1, resolutions=(6,))
     )
     with pytest.raises(ValueError, match=r"'stage1.kernel' cannot be pruned by gates: .* and it opens none"):
-        made(kernels, SBSRule(WeightedBits(), prune=["*"]))
+        made(kernels, SBSRule(WeightedBits, prune=["*"]))
     with pytest.raises(ValueError, match="at least the cost of the lowest bits and widths, 15"):
-        made(convnet(), SBSRule(WeightedBits(), prune=["*.expansion"], cost_target=1.0))
+        made(convnet(), SBSRule(WeightedBits, prune=["*.expansion"], cost_target=1.0))

@@ -1,16 +1,17 @@
 """Bits by gates that learn beside the weights."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import lightning as L
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from search_spaces import (
     Architecture,
+    ArchitectureCost,
     Choice,
     ConvNetSpace,
     MLPSpace,
@@ -24,7 +25,6 @@ from search_spaces import (
 from supernets import (
     LSQ,
     SBS,
-    BitCosts,
     Classification,
     DifferentiableRule,
     SBSRule,
@@ -37,19 +37,20 @@ from supernets import (
 from tests.supernets.gates import made, observed
 
 
-class Products(BitCosts):
+class Products(ArchitectureCost):
     """The product of the bits of each layer, and 100 for all else."""
 
-    def __call__(self, space: SearchSpace) -> Callable[[Architecture], float]:
-        def cost(architecture: Architecture) -> float:
-            pairs = [
-                (bits, architecture[name.replace("weight_bits", "input_bits")])
-                for name, bits in architecture.items()
-                if name.endswith(".weight_bits")
-            ]
-            return 100.0 + sum(float(w) * float(a) for w, a in pairs)
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
 
-        return cost
+    def __call__(self, architecture: Architecture, model: nn.Module) -> float:
+        del model
+        pairs = [
+            (bits, architecture[name.replace("weight_bits", "input_bits")])
+            for name, bits in architecture.items()
+            if name.endswith(".weight_bits")
+        ]
+        return 100.0 + sum(float(w) * float(a) for w, a in pairs)
 
 
 def mlp(**more) -> QuantizedSpace:
@@ -85,7 +86,7 @@ SPACES = {
 @pytest.mark.parametrize("quantizer", [SBS(), LSQ(), StatsQ()], ids=lambda q: type(q).__name__)
 def test_through_hard_gates_the_network_is_that_of_its_bits(name: str, quantizer: WeightQuantizer) -> None:
     space, shape = SPACES[name]
-    rule = SBSRule(Products())
+    rule = SBSRule(Products)
     supernet = made(space, rule, quantizer)
     batch = observed(supernet, *shape)
     supernet.train()
@@ -101,7 +102,7 @@ def test_through_hard_gates_the_network_is_that_of_its_bits(name: str, quantizer
 
 
 def test_the_cost_is_a_function_of_the_gates_and_its_gradient_closes_them() -> None:
-    rule = SBSRule(Products(), 0.5)
+    rule = SBSRule(Products, 0.5)
     made(mlp(), rule)
     names = {name.replace("/", ".") for name in rule.thresholds}
     set_bits(rule, dict.fromkeys(names, 4))
@@ -121,7 +122,7 @@ def test_the_cost_is_a_function_of_the_gates_and_its_gradient_closes_them() -> N
 
 
 def test_a_target_stops_the_cost() -> None:
-    rule = SBSRule(Products(), cost_target=140.0)
+    rule = SBSRule(Products, cost_target=140.0)
     made(mlp(), rule)
     names = {name.replace("/", ".") for name in rule.thresholds}
     set_bits(rule, dict.fromkeys(names, 4))
@@ -131,7 +132,7 @@ def test_a_target_stops_the_cost() -> None:
 
 
 def test_a_closed_gate_is_not_wound_up_and_opens_as_soon_as_the_task_wants_it() -> None:
-    rule = SBSRule(Products())
+    rule = SBSRule(Products)
     made(mlp(), rule)
     rule.thresholds["linear2/weight_bits"].data = torch.tensor([0.2, 9.0])
     rule.thresholds["linear3/weight_bits"].data = torch.tensor([-3.0, 0.5])
@@ -144,7 +145,7 @@ def test_a_closed_gate_is_not_wound_up_and_opens_as_soon_as_the_task_wants_it() 
 
 
 def test_what_is_selected_holds_the_target_by_closing_the_gates_nearest_to_it() -> None:
-    rule = SBSRule(Products(), cost_target=140.0, warmup=1, until=2)
+    rule = SBSRule(Products, cost_target=140.0, warmup=1, until=2)
     made(mlp(), rule)  # 100 and the products of the bits of two layers: 228 at 8 bits
     near = {
         "linear2/weight_bits": 0.9,
@@ -165,7 +166,7 @@ def test_what_is_selected_holds_the_target_by_closing_the_gates_nearest_to_it() 
 
 
 def test_gates_alternate_before_the_forward_pass() -> None:
-    space, rule = mlp(), SBSRule(Products())
+    space, rule = mlp(), SBSRule(Products)
     supernet = made(space, rule)
     batch = observed(supernet, 6)
     for step in range(2):
@@ -177,7 +178,7 @@ def test_gates_alternate_before_the_forward_pass() -> None:
 
 
 def test_residuals_of_weights_are_the_latest_and_those_of_inputs_a_running_mean() -> None:
-    space, rule = mlp(), SBSRule(Products())
+    space, rule = mlp(), SBSRule(Products)
     supernet = made(space, rule)
     batch = observed(supernet, 6)
     (slot,) = rule.slots(space, seed=0, step=0, score=lambda _: 0.0)
@@ -194,7 +195,7 @@ def test_residuals_of_weights_are_the_latest_and_those_of_inputs_a_running_mean(
 
 
 def test_ranks_that_see_different_data_have_the_same_gates(monkeypatch: pytest.MonkeyPatch) -> None:
-    rules = [SBSRule(Products()) for _ in range(2)]
+    rules = [SBSRule(Products) for _ in range(2)]
     seen = [torch.tensor([0.8, 0.6]), torch.tensor([0.4, 1.2])]
     for rule in rules:
         made(mlp(), rule)
@@ -209,7 +210,7 @@ def test_ranks_that_see_different_data_have_the_same_gates(monkeypatch: pytest.M
 
 def test_training_under_a_heavy_cost_lowers_bits_and_keeps_the_gates_in_the_checkpoint() -> None:
     space = mlp()
-    rule = SBSRule(Products(), 20.0, warmup=2, lr=1.0)
+    rule = SBSRule(Products, 20.0, warmup=2, lr=1.0)
     supernet = made(space, rule)
     x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
     data = DataLoader(TensorDataset(x, (x[:, 0] > 0).long() + (x[:, 1] > 1).long()), batch_size=16)
@@ -226,11 +227,11 @@ def test_training_under_a_heavy_cost_lowers_bits_and_keeps_the_gates_in_the_chec
     bits = {name: value for name, value in rule.selected().items() if name.endswith("bits")}
     assert set(bits.values()) == {2}
     assert rule.diagnostics()["selected/cost"] == 100 + 2 * 4
-    again = SBSRule(Products(), 20.0)
+    again = SBSRule(Products, 20.0)
     other = made(space, again)
     other.load_state_dict(supernet.state_dict())
     assert again.selected() == rule.selected()
-    fresh = SBSRule(Products(), 20.0)
+    fresh = SBSRule(Products, 20.0)
     made(space, fresh)
     fresh.restore(rule.learned())
     assert fresh.selected() == rule.selected()
@@ -240,7 +241,7 @@ def test_training_under_a_heavy_cost_lowers_bits_and_keeps_the_gates_in_the_chec
 def test_the_warm_up_trains_the_starting_bits_and_gates_may_start_at_an_allocation() -> None:
     space = mlp()
     start = {"linear2.weight_bits": 4, "linear3.input_bits": 2}
-    rule = SBSRule(Products(), start=start, warmup=1)
+    rule = SBSRule(Products, start=start, warmup=1)
     made(space, rule)
     (slot,) = rule.slots(space, seed=0, step=0, score=lambda _: 0.0)
     assert {n: slot.architecture[n] for n in start} == start
@@ -252,7 +253,7 @@ def test_the_warm_up_trains_the_starting_bits_and_gates_may_start_at_an_allocati
 
 
 def test_what_the_gates_have_found_is_tuned_alone_from_a_step_on() -> None:
-    space, rule = mlp(), SBSRule(Products(), warmup=1, until=3)
+    space, rule = mlp(), SBSRule(Products, warmup=1, until=3)
     supernet = made(space, rule)
     batch = observed(supernet, 6)
     for step, hard in ((0, True), (1, False), (2, False), (3, True), (9, True)):
@@ -264,27 +265,27 @@ def test_what_the_gates_have_found_is_tuned_alone_from_a_step_on() -> None:
     with pytest.raises(ValueError, match="until must lie before the end of the training of 3 steps, got 3"):
         rule.check_length(3)
     with pytest.raises(ValueError, match="until must be a step after the warm-up"):
-        SBSRule(Products(), warmup=5, until=5)
+        SBSRule(Products, warmup=5, until=5)
 
 
 def test_what_does_not_go_together_is_refused_before_training() -> None:
     with pytest.raises(ValueError, match="no choice of them"):
-        made(mlp(weight_bits=(4,), input_bits=(4,)), SBSRule(Products()))
+        made(mlp(weight_bits=(4,), input_bits=(4,)), SBSRule(Products))
     with pytest.raises(ValueError, match=r"use supernets.QuantizedWeights"):
-        Supernet(MLPSpaceWithBits(), Classification(3), source=SharedWeights, rule=SBSRule(Products()))
+        Supernet(MLPSpaceWithBits(), Classification(3), source=SharedWeights, rule=SBSRule(Products))
     with pytest.raises(ValueError, match="at least the cost of the lowest bits and widths, 108"):
-        made(mlp(), SBSRule(Products(), cost_target=50.0))
+        made(mlp(), SBSRule(Products, cost_target=50.0))
     with pytest.raises(ValueError, match=r"must be one of \(2, 4, 8\), got 3"):
-        made(mlp(), SBSRule(Products(), start={"linear2.weight_bits": 3}))
+        made(mlp(), SBSRule(Products, start={"linear2.weight_bits": 3}))
     with pytest.raises(ValueError, match="cost_weight > 0"):
-        SBSRule(Products(), 0.0)
+        SBSRule(Products, 0.0)
     with pytest.raises(ValueError, match="must end before the training of 10 steps"):
-        SBSRule(Products(), warmup=10).check_length(10)
-    assert made(mlp(), SBSRule(Products())).rule.whole
+        SBSRule(Products, warmup=10).check_length(10)
+    assert made(mlp(), SBSRule(Products)).rule.whole
     elastic = QuantizedSpace(MLPSpace(6, 3, widths=(4, 8), depths=(3,)))
     with pytest.raises(ValueError, match=r"DifferentiableRule needs relaxed weights.*StatsQ takes its scales"):
         made(elastic, DifferentiableRule(), StatsQ())
-    assert not made(elastic, SBSRule(Products())).rule.whole
+    assert not made(elastic, SBSRule(Products)).rule.whole
 
 
 @pytest.mark.parametrize("quantizer", [SBS(), StatsQ()], ids=lambda q: type(q).__name__)
