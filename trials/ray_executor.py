@@ -129,9 +129,7 @@ class RayExecutor(PoolExecutor[Argument, Result, "_Actor[Argument, Result]"]):
         for waiting, actor in zip(loading, free, strict=False):
             actor.assign(waiting.hand_over())
 
-    def _listen(
-        self, busy: Sequence[_Actor[Argument, Result]], patience: float
-    ) -> Sequence[_Actor[Argument, Result]]:
+    def _listen(self, busy: Sequence[_Actor[Argument, Result]], patience: float) -> Sequence[_Actor[Argument, Result]]:
         import ray
 
         futures = [actor.future for actor in busy]
@@ -140,20 +138,11 @@ class RayExecutor(PoolExecutor[Argument, Result, "_Actor[Argument, Result]"]):
         return [actor for actor in busy if actor.future in ready]
 
     def _take(self, actor: _Actor[Argument, Result]) -> Completion[Result] | None:
-        """Take the answer of an actor, or notice that it died."""
+        """Take the answer of an actor, or notice that it died, ran out of memory, or lost its machine or the answer."""
         import ray
 
         try:
             return actor.receive()
-        except ray.exceptions.RayActorError as error:
-            job = actor.give_up()
-            job.deaths += 1
-            reason = str(error).strip().splitlines()[0]
-            if job.deaths > self.retries:
-                return Completion(job.key, None, f"worker died {job.deaths} time(s), lately: {reason}")
-            _logger.warning("the worker of job %d died and is replaced: %s", job.key, reason)
-            self._jobs.appendleft(job)
-            return None
         except ray.exceptions.RayTaskError as error:
             job = actor.give_up()
             if actor.loaded:
@@ -162,6 +151,15 @@ class RayExecutor(PoolExecutor[Argument, Result, "_Actor[Argument, Result]"]):
                 "a worker must be able to start; every machine of the cluster needs the same packages and modules:\n"
                 f"{error}"
             ) from error
+        except ray.exceptions.RayError as error:
+            job = actor.give_up()
+            job.deaths += 1
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            if job.deaths > self.retries:
+                return Completion(job.key, None, f"worker died {job.deaths} time(s), lately: {reason}")
+            _logger.warning("the worker of job %d died and is replaced: %s", job.key, reason)
+            self._jobs.appendleft(job)
+            return None
 
     def _expire(self, actor: _Actor[Argument, Result]) -> Completion[Result]:
         return Completion(actor.give_up().key, None, f"timed out after {self.timeout:g} s")

@@ -165,7 +165,11 @@ class Tracer:
         if self._executor is None:
             self._executor = ProcessExecutor(trace, workers=1, timeout=self.timeout, threads=1)
         self._executor.submit(self._made, order)
-        [completion] = self._executor.wait()
+        try:
+            [completion] = self._executor.wait()
+        except RuntimeError as error:  # its process could not even start; the next order gets another
+            self.close()
+            raise RefusedError(503, "tracing", str(error), headers={"Retry-After": "5"}) from error
         self._made += 1
         if self._made % _FILES == 0:
             self.close()

@@ -15,6 +15,8 @@ from safetensors.torch import load, load_file
 from nas import ServiceError
 from nas.data import DigitsData
 from nas.service.identity import architecture_of, subnetwork_id
+from nas.service.problems import RefusedError
+from nas.service.tracing import Tracer
 from search_spaces import ConvNetSpace, MLPSpace, Stage
 from supernets import calibrate, calibration_batches
 from supernets.export import ExportError, export
@@ -205,6 +207,28 @@ def test_a_format_that_cannot_be_made_is_refused_and_the_next_file_is_made(
         (503, "tracing"),
     ]
     assert [answer.json()["message"] for answer in answers] == ["no such operator", "RuntimeError: it died"]
+
+
+def test_a_process_that_cannot_start_is_told_and_the_next_file_gets_another(monkeypatch: Any) -> None:
+    class Unable(SerialExecutor[Any, Any]):
+        closed = False
+
+        def wait(self, timeout: float | None = None) -> Any:
+            raise RuntimeError("a worker process must be able to start")
+
+        def close(self) -> None:
+            self.closed = True
+
+    begun: list[Unable] = []
+    monkeypatch.setattr(
+        "nas.service.tracing.ProcessExecutor", lambda function, **_: begun.append(Unable(function)) or begun[-1]
+    )
+    tracer = Tracer()
+    for _ in range(2):
+        with pytest.raises(RefusedError, match="must be able to start") as refused:
+            tracer(None)  # type: ignore[arg-type]
+        assert (refused.value.status, refused.value.error) == (503, "tracing")
+    assert [executor.closed for executor in begun] == [True, True]
 
 
 def test_a_file_is_made_once_and_known_by_its_digest(launch: Callable[..., Any]) -> None:
