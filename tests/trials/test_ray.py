@@ -1,13 +1,16 @@
 """Evaluations on a Ray cluster of two nodes on this machine: ``make test-cluster``."""
 
+import contextlib
 import os
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 from evaluations import Keep, evaluate
 
 from trials import RayExecutor, TrialState, TrialStore
+from trials.ray_executor import _Actor
 
 pytestmark = [
     pytest.mark.cluster,
@@ -37,8 +40,20 @@ def cluster():
         ray.shutdown()
         made.shutdown()
     assert processes
-    left = psutil.Process().children(recursive=True)
-    assert [child.name() for child in left if "ray" in child.name()] == []
+    until(lambda: not any(map(is_of_ray, psutil.Process().children(recursive=True))))
+
+
+def is_of_ray(process):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "ray" in process.name() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def until(condition):
+    end = time.monotonic() + 200
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.1)
 
 
 def drain(executor, count):
@@ -69,7 +84,7 @@ def node_of(_):
 
 
 class Supernet:
-    """Counts how often it is built on a worker."""
+    """Counts how often it is built on a worker; its first two evaluations wait for each other."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -80,6 +95,8 @@ class Supernet:
             file.write(".")
 
     def __call__(self, argument):
+        Path(self.folder, f"begun{argument}").touch()
+        until(lambda: len(list(Path(self.folder).glob("begun*"))) > 1)
         return node_of(argument)
 
 
@@ -100,6 +117,40 @@ def test_a_dead_worker_costs_its_job_only_and_is_replaced(cluster, caplog):
     assert ended[1].error.startswith("worker died 2 time(s)")
     assert "the worker of job 1 died and is replaced" in caplog.text
     assert ended[0].result != ended[2].result
+
+
+def test_an_evaluation_that_ran_out_of_memory_or_lost_its_machine_is_begun_again(cluster, monkeypatch, caplog):
+    """Stand-ins: Ray tells of both in place of an answer, and not as of an actor that died."""
+    from ray.exceptions import NodeDiedError, OutOfMemoryError
+
+    errors, receive = [OutOfMemoryError("no memory is left"), NodeDiedError("its machine is gone")], _Actor.receive
+
+    def told(actor):
+        if actor.loaded and errors:
+            raise errors.pop(0)
+        return receive(actor)
+
+    monkeypatch.setattr(_Actor, "receive", told)
+    with RayExecutor(evaluate, workers=1, retries=2) as executor:
+        executor.submit(0, 3)
+        assert drain(executor, 1)[0].result == 9
+    assert "job 0 died and is replaced: no memory is left" in caplog.text
+    assert "job 0 died and is replaced: its machine is gone" in caplog.text
+
+
+def test_answers_that_came_while_nobody_listened_are_not_late(cluster, tmp_path):
+    import ray
+
+    with RayExecutor(Supernet(str(tmp_path)), workers=2, timeout=200) as executor:
+        for key in range(2):
+            executor.submit(key, key)
+        drain(executor, 2)
+        for actor in executor._pool:
+            actor.timeout = 0.01
+        for key in range(2, 4):
+            executor.submit(key, key)
+        until(lambda: len(ray.wait([actor.future for actor in executor._pool], num_returns=2, timeout=0)[0]) == 2)
+        assert {key: done.error for key, done in drain(executor, 2).items()} == {2: None, 3: None}
 
 
 def test_actors_that_run_do_the_jobs_of_those_for_which_there_is_no_room(cluster):
@@ -131,10 +182,7 @@ def test_closing_gives_the_resources_back(cluster):
     assert executor.wait(1) == []
     executor.close()
     executor.close()
-    deadline = time.monotonic() + 60
-    while ray.available_resources().get("CPU") != 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert ray.available_resources()["CPU"] == 2
+    until(lambda: ray.available_resources().get("CPU") == 2)
 
 
 def test_what_cannot_run_is_refused_with_its_reason(cluster):
@@ -195,9 +243,9 @@ def test_a_search_evaluates_on_the_cluster(cluster, tmp_path, monkeypatch):
     assert [(trial.state, trial.error) for trial in trials] == [(TrialState.COMPLETE, None)] * 2
 
 
-def test_the_jobs_of_a_machine_that_dies_move_to_another(cluster):
+def test_the_jobs_of_a_machine_that_dies_move_to_another(cluster, tmp_path):
     """The last test of the cluster: one of its machines is gone afterwards."""
-    with RayExecutor(node_of, workers=2) as executor:
+    with RayExecutor(Supernet(str(tmp_path)), workers=2) as executor:
         for key in range(2):
             executor.submit(key, key)
         before = {completion.result for completion in drain(executor, 2).values()}
