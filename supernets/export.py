@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from supernets.calibration import uncalibrated
 from supernets.deployment import QuantizedLayer
+from supernets.format import Subject
 from supernets.formats import Format, file_format
 from supernets.open_dims import described, open_dims, resized
 
@@ -102,9 +103,10 @@ def export(
     try:
         draft.mkdir(parents=True)
         files, parity = {}, {}
+        subject = Subject(module, probes[-1])
         for form in chosen:
             path = draft / form.filename
-            parity[form.name], facts = _write(form, module, path, record=record, probes=probes, expected=expected)
+            parity[form.name], facts = _write(form, subject, path, record=record, probes=probes, expected=expected)
             files[form.filename] = {
                 "format": form.name,
                 "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -244,7 +246,7 @@ def _check_folder(target: Path, *, overwrite: bool) -> None:
 
 def _write(
     form: Format,
-    module: nn.Module,
+    subject: Subject,
     path: Path,
     *,
     record: Mapping[str, Any],
@@ -253,8 +255,8 @@ def _write(
 ) -> tuple[float, Mapping[str, Any]]:
     """Write one file, read it back, and return how far its outputs are from ``expected``, and what was said of it."""
     try:
-        facts = form.write(module, probes[-1], path, record)
-        loaded = form.read(module, path)
+        facts = form.write(subject, path, record)
+        loaded = form.read(subject.module, path)
         outputs = [_run(loaded.call, probe) for probe in probes]
     except OSError:
         raise

@@ -1,6 +1,7 @@
-"""What a file format of an exported module does, and the trace that two of them begin with."""
+"""What a file format of an exported module does, and the trace that several of them begin with."""
 
 import contextlib
+import functools
 import importlib.util
 import logging
 import warnings
@@ -8,14 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from supernets.open_dims import open_dims
 
-__all__ = ["Format", "Loaded", "quiet", "require_onnx", "tidy", "traced"]
+__all__ = ["Format", "Loaded", "Subject", "quiet", "require_onnx", "tidy", "traced"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,25 @@ class Loaded:
 
     call: Callable[..., Any]
     parameters: int | None
+
+
+@final
+class Subject:
+    """What is exported: a module with example inputs, and its trace, which all formats that need one share.
+
+    Args:
+        module: in evaluation mode, on the CPU.
+        inputs: example inputs with at least two examples; dimension 0 of each is the batch.
+    """
+
+    def __init__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.module = module
+        self.inputs = inputs
+
+    @functools.cached_property
+    def program(self) -> torch.export.ExportedProgram:
+        """The trace, made when it is first asked for; not to be changed."""
+        return traced(self.module, self.inputs)
 
 
 class Format(ABC):
@@ -55,14 +75,11 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def write(
-        self, module: nn.Module, inputs: tuple[Tensor, ...], path: Path, metadata: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
-        """Write ``module`` and return what the manifest should say of the file beside the usual.
+    def write(self, subject: Subject, path: Path, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Write the module and return what the manifest should say of the file beside the usual.
 
         Args:
-            module: in evaluation mode, on the CPU.
-            inputs: example inputs with at least two examples; dimension 0 of each is the batch.
+            subject: what to write.
             path: file to write.
             metadata: JSON values to keep in the file where the format has a place for them.
         """

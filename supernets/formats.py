@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from supernets.deployment import QuantizedLayer
-from supernets.format import Format, Loaded, quiet, require_onnx, tidy, traced
+from supernets.format import Format, Loaded, Subject, quiet, require_onnx, tidy
 from supernets.lowbit import LowBitOnnxFormat
 
 __all__ = [
@@ -47,15 +47,12 @@ class SafetensorsFormat(Format):
     def require(self) -> None:
         """Do nothing: the library is always there."""
 
-    def write(
-        self, module: nn.Module, inputs: tuple[Tensor, ...], path: Path, metadata: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
-        """Write the tensors of ``module``; see :class:`Format`."""
+    def write(self, subject: Subject, path: Path, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Write the tensors of the module; see :class:`Format`."""
         from safetensors.torch import save
 
-        del inputs
-        first = {id(tensor): name for name, tensor in reversed(module.state_dict(keep_vars=True).items())}
-        state = module.state_dict()
+        first = {id(tensor): name for name, tensor in reversed(subject.module.state_dict(keep_vars=True).items())}
+        state = subject.module.state_dict()
         tensors = {name: state[name].detach().contiguous() for name in first.values()}
         text = json.dumps(metadata, sort_keys=True, separators=(",", ":"))
         path.write_bytes(save(tensors, metadata={"weightloom": text}))
@@ -89,13 +86,11 @@ class Pt2Format(Format):
     def require(self) -> None:
         """Do nothing: the exporter is part of PyTorch."""
 
-    def write(
-        self, module: nn.Module, inputs: tuple[Tensor, ...], path: Path, metadata: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
-        """Trace ``module`` with any batch size; see :class:`Format`."""
+    def write(self, subject: Subject, path: Path, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Trace the module with any batch size; see :class:`Format`."""
         text = json.dumps(metadata, sort_keys=True, separators=(",", ":"))
         with quiet():
-            torch.export.save(traced(module, inputs), path, extra_files={"weightloom.json": text})
+            torch.export.save(subject.program, path, extra_files={"weightloom.json": text})
         return {}
 
     def read(self, module: nn.Module, path: Path) -> Loaded:
@@ -126,12 +121,10 @@ class OnnxFormat(Format):
         """Check for onnx, onnxscript and onnxruntime; see :class:`Format`."""
         require_onnx(self.name)
 
-    def write(
-        self, module: nn.Module, inputs: tuple[Tensor, ...], path: Path, metadata: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
+    def write(self, subject: Subject, path: Path, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
         """Translate the traced module; see :class:`Format`."""
         with quiet():
-            program = torch.onnx.export(traced(module, inputs), inputs, dynamo=True, optimize=False, verbose=False)
+            program = torch.onnx.export(subject.program, subject.inputs, dynamo=True, optimize=False, verbose=False)
             assert program is not None  # noqa: S101 - only the legacy exporter returns nothing
             tidy(program.model.graph)
             program.model.metadata_props["weightloom"] = json.dumps(metadata, sort_keys=True, separators=(",", ":"))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from search_spaces import InputQuantizer
 from supernets.deployment import Deployed, QuantizedLayer, is_product
-from supernets.format import Format, Loaded, quiet, require_onnx, tidy, traced
+from supernets.format import Format, Loaded, Subject, quiet, require_onnx, tidy, traced
 from supernets.lowbit_graph import at_level, fold_batch_norms, multiplying_operators, strip, uses
 from supernets.lowbit_layers import InputCodes, IntegerConv, NBitsLinear
 
@@ -81,15 +81,14 @@ class LowBitOnnxFormat(Format):
         """Check for onnx, onnxscript and onnxruntime; see :class:`Format`."""
         require_onnx(self.name)
 
-    def write(
-        self, module: nn.Module, inputs: tuple[Tensor, ...], path: Path, metadata: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
+    def write(self, subject: Subject, path: Path, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
         """Write the packed network and return ``{"layers": {name: ...}}``, what became of each quantised layer.
 
         Raises:
             ValueError: a layer is missing, or does not hold the values of its integers, or the file does not compute
-                what ``module`` does, or bits are not real though asked to be.
+                what the module does, or bits are not real though asked to be.
         """
+        module, inputs = subject.module, subject.inputs
         planned = {name: _plan(name, module, layer) for name, layer in self.layers.items()}
         self._save(module, planned, inputs, path, metadata)
         found = multiplying_operators(path, _tensors(planned))

@@ -69,6 +69,21 @@ def test_every_format_agrees_with_the_functional_call_of_the_supernet(space: Sea
     )
 
 
+def test_formats_share_one_trace_and_leave_it_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    traces, export_program = [], torch.export.export
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        traces.append(export_program(*arguments, **options))
+        return traces[-1]
+
+    monkeypatch.setattr(torch.export, "export", counting)
+    net, inputs = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), (torch.ones(1, 3),)
+    both = export(net, inputs, tmp_path / "both", formats=["onnx", "pt2"], manifest={})
+    assert len(traces) == 1
+    alone = export(net, inputs, tmp_path / "alone", formats=["pt2"], manifest={})
+    assert both.files["pt2"].read_bytes() == alone.files["pt2"].read_bytes()
+
+
 def test_the_manifest_tells_what_was_written(module: nn.Module, tmp_path: Path) -> None:
     made = export(module, INPUTS, tmp_path / "out", manifest={"arch_id": "abc", "architecture": {"stage1.width": 4}})
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())

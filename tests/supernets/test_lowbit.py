@@ -17,6 +17,7 @@ from search_spaces import InputQuantizer
 from search_spaces.quantizer import quantize_input
 from supernets.deployment import Deployed, QuantizedLayer, deployment_summary, max_abs_layers, quantized_layers
 from supernets.export import ExportError, export
+from supernets.format import Subject
 from supernets.lowbit import LowBitOnnxFormat
 from supernets.lowbit_graph import fold_batch_norms
 from supernets.lowbit_layers import BLOCKS, block_size, pack
@@ -184,13 +185,13 @@ def test_bits_that_differ_from_the_weights_are_refused_by_name() -> None:
     net, layers = network()
     layers["deep"] = replace(layers["deep"], scale=2 * layers["deep"].scale)
     with pytest.raises(ValueError, match=r"weight of 'deep' must be scale \* \(codes \+ offset\) of its 4 bits"):
-        LowBitOnnxFormat(layers).write(net, INPUTS, Path("unused"), {})
+        LowBitOnnxFormat(layers).write(Subject(net, INPUTS), Path("unused"), {})
     layers["deep"] = replace(layers["deep"], scale=layers["deep"].scale / 2, weight_bits=2)
     with pytest.raises(ValueError, match=r"codes of 'deep' must fit 2 bits, -2 to 1, got -7 to 7"):
-        LowBitOnnxFormat(layers).write(net, INPUTS, Path("unused"), {})
+        LowBitOnnxFormat(layers).write(Subject(net, INPUTS), Path("unused"), {})
     del layers["deep"]
     with pytest.raises(ValueError, match=r"quantised layer 'lost' must be a module of the network"):
-        LowBitOnnxFormat({**layers, "lost": layers["head"]}).write(net, INPUTS, Path("unused"), {})
+        LowBitOnnxFormat({**layers, "lost": layers["head"]}).write(Subject(net, INPUTS), Path("unused"), {})
 
 
 @pytest.mark.parametrize(("fused", "written"), [(True, [False]), (False, [False, True])])
@@ -208,7 +209,7 @@ def test_a_1x1_convolution_that_is_not_fused_becomes_a_product(
 
     monkeypatch.setattr(LowBitOnnxFormat, "_save", noted)
     monkeypatch.setattr("supernets.lowbit.multiplying_operators", running)
-    told = LowBitOnnxFormat(layers).write(net, INPUTS, Path("unused"), {})["layers"]["point"]
+    told = LowBitOnnxFormat(layers).write(Subject(net, INPUTS), Path("unused"), {})["layers"]["point"]
     assert products == written
     assert (told["deploy"], told["operator"]) == ("real", "QLinearConv" if fused else "MatMulNBits")
 
