@@ -23,6 +23,7 @@ from search_spaces import FactorySpace, InputQuantizer, QuantizedSpace
 from search_spaces.quantizer import quantize_input
 from supernets import QuantizedWeights
 from supernets.deployment import max_abs_layers, quantized_layers
+from supernets.format import Subject
 from supernets.formats import OnnxFormat
 from supernets.lowbit import LowBitOnnxFormat
 from supernets.lowbit_graph import at_level
@@ -77,7 +78,7 @@ def linear_row(bits: int, quantizer: WeightQuantizer, folder: Path, generator: t
     module.load_state_dict(source(architecture))
     x = torch.randn(16, 1024, generator=generator)
     path = folder / "linear.onnx"
-    told = LowBitOnnxFormat(quantized_layers(source, architecture)).write(module, (x,), path, {})
+    told = LowBitOnnxFormat(quantized_layers(source, architecture)).write(Subject(module, (x,)), path, {})
     with torch.no_grad():
         wanted = module(x)
     model = onnx.load(path)
@@ -137,8 +138,8 @@ def convolution_row(
     layers = max_abs_layers(net, {"body": (8, 8), "end": (8, 8)})
     files = {"fp32": folder / "conv32.onnx", "low": folder / "conv8.onnx"}
     batch = torch.cat([x, x])
-    OnnxFormat().write(plain, (batch,), files["fp32"], {})
-    told = LowBitOnnxFormat(layers).write(net, (batch,), files["low"], {})
+    OnnxFormat().write(Subject(plain, (batch,)), files["fp32"], {})
+    told = LowBitOnnxFormat(layers).write(Subject(net, (batch,)), files["low"], {})
     step = float(net.get_parameter("end.input_quantizer.scale").detach())
     with torch.no_grad():
         off = (run_file(str(files["low"]), x) - net(x)).abs() > step / 2
@@ -169,11 +170,11 @@ def speed_rows(widths: tuple[int, ...], folder: Path, repeats: int) -> list[dict
     x = torch.rand(1, 1024)
     files = {0: folder / "dense.onnx"} | {bits: folder / f"dense{bits}.onnx" for bits in widths}
     batch = torch.cat([x, x])
-    OnnxFormat().write(net, (batch,), files[0], {})
+    OnnxFormat().write(Subject(net, (batch,)), files[0], {})
     for bits in widths:
         twin = copy.deepcopy(net)
         layers = max_abs_layers(twin, {"0": (bits, 32), "2": (bits, 32)})
-        LowBitOnnxFormat(layers).write(twin, (batch,), files[bits], {})
+        LowBitOnnxFormat(layers).write(Subject(twin, (batch,)), files[bits], {})
     timed = time_models({str(bits): path for bits, path in files.items()}, [x], repeats=repeats)
     rows = []
     for bits in widths:

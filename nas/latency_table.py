@@ -19,6 +19,7 @@ from nas.operators import Operator, operator_model, operators
 from nas.runtime import fingerprint, prepare, time_runs
 from search_spaces import Architecture, InputQuantizer, SearchSpace, derive_seed
 from supernets.deployment import max_abs_layers
+from supernets.format import Subject
 from supernets.formats import OnnxFormat
 from supernets.lowbit import LowBitOnnxFormat
 from trials import Direction
@@ -185,7 +186,7 @@ def write_network(space: SearchSpace, architecture: Architecture, folder: Path) 
     form.require()
     inputs = tuple(torch.rand_like(x) if x.is_floating_point() else x for x in space.inputs(architecture, 2))
     path = folder / f"{architecture.arch_id}.onnx"
-    form.write(module, inputs, path, {})
+    form.write(Subject(module, inputs), path, {})
     return path
 
 
