@@ -31,7 +31,9 @@ from trials.urls import redact
 
 __all__ = ["Ledger", "StudyNotFoundError", "read_spec", "study_names"]
 
-_CREATION_PATIENCE_S = 2.0  # a study without a question belongs to a process that is just creating it, or died doing so
+_CREATION_PATIENCE_S = (
+    10.0  # a study without a question belongs to a process that is just creating it, or died doing so
+)
 _ROW_STATES = {
     TrialState.RUNNING: RowState.RUNNING,
     TrialState.COMPLETE: RowState.COMPLETE,
@@ -202,8 +204,9 @@ def _attach(storage: BaseStorage, spec: StudySpec) -> tuple[int, StudySpec, str]
         if used or storage.get_study_directions(study_id) != directions:
             raise StudyMismatchError(f"study {spec.name!r} exists and was made by another tool; use another study name")
         storage.set_study_system_attr(study_id, "study:metric_names", [metric.name for metric in spec.objectives])
-        storage.set_study_user_attr(study_id, "nas.token", secrets.token_hex(8))
-        storage.set_study_user_attr(study_id, "nas.spec", spec.to_dict())
+        if "nas.spec" not in storage.get_study_user_attrs(study_id):  # or this process was stopped, and another began
+            storage.set_study_user_attr(study_id, "nas.token", secrets.token_hex(8))
+            storage.set_study_user_attr(study_id, "nas.spec", spec.to_dict())
         attributes = storage.get_study_user_attrs(study_id)
     stored = StudySpec.from_dict(attributes["nas.spec"])
     stored.check_same(spec)

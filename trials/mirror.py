@@ -99,7 +99,10 @@ def mirror_study(
                 continue
             try:
                 if record is None:
-                    record = StudyRecord(store, Tracker(tracking_uri, experiment))
+                    tracker = Tracker(tracking_uri, experiment)  # takes seconds, in which a rival shows itself
+                    if not lease.confirm():
+                        continue
+                    record = StudyRecord(store, tracker)
                 done = record.update(allowed=lease.hold, ended=owner if last else "")
                 if last and done:
                     record.close(status="KILLED" if killed() else "FINISHED")
@@ -139,6 +142,13 @@ class _Lease:
                 return False
         self._renewed = time.monotonic()
         return True
+
+    def confirm(self) -> bool:
+        """Look again whether the right is still this process's."""
+        mine = self._is_mine()
+        if not mine:
+            self._renewed = -_RENEW_S
+        return mine
 
     def release(self) -> None:
         """Give the right back, if this process has it."""

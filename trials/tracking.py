@@ -116,7 +116,13 @@ class Tracker:
                 return str(found.experiment_id)
             location = artifact_location(self.uri, self.experiment)
             tags = {"mlflow.experimentKind": "custom_model_development"}  # or its pages are those of language agents
-            return str(self._client.create_experiment(self.experiment, artifact_location=location, tags=tags))
+            try:
+                return str(self._client.create_experiment(self.experiment, artifact_location=location, tags=tags))
+            except Exception:
+                found = self._client.get_experiment_by_name(self.experiment)
+                if found is None:
+                    raise
+                return str(found.experiment_id)  # another process was faster
 
     def start_run(
         self, name: str, *, tags: Mapping[str, str], parent: str | None = None, started: float | None = None

@@ -6,6 +6,7 @@ import sys
 import psutil
 import pytest
 from evaluations import Keep, LoadsTheSecondTime, evaluate, leave_a_child
+from processes import has_ended, until
 
 from trials import ProcessExecutor, SerialExecutor, executors
 from trials.executors import Completion, PoolExecutor
@@ -201,15 +202,15 @@ def start_parent(tmp_path, here, root):
 def test_workers_end_when_their_parent_is_killed(tmp_path, here, root):
     parent, workers = start_parent(tmp_path, here, root)
     parent.kill()
-    parent.communicate(timeout=100)
-    assert psutil.wait_procs(workers, timeout=200)[1] == []
+    parent.communicate()
+    until(lambda: all(map(has_ended, workers)))
 
 
 def test_ctrl_c_reaches_the_parent_only_and_leaves_no_worker(tmp_path, here, root):
     parent, workers = start_parent(tmp_path, here, root)
     os.killpg(parent.pid, signal.SIGINT)
-    _, errors = parent.communicate(timeout=100)
-    assert psutil.wait_procs(workers, timeout=200)[1] == []
+    _, errors = parent.communicate()
+    until(lambda: all(map(has_ended, workers)))
     assert errors.count("KeyboardInterrupt") == 1
 
 
@@ -220,6 +221,6 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path, here, root):
         "from evaluations import evaluate\nfrom trials import ProcessExecutor\n"
         "with ProcessExecutor(evaluate, workers=1) as executor:\n    executor.submit(0, 1)\n    executor.wait()\n"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "needs `if __name__ == '__main__':` around its main part" in done.stderr

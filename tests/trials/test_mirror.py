@@ -1,13 +1,14 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from mlflow import MlflowClient
+from processes import has_ended, until
 from studies import arch_id, architectures, begin, complete, outcome, spec
 
 from trials import (
@@ -48,13 +49,6 @@ def runs(uri, kind="trial"):
 
 def states(uri):
     return [(run.info.status, run.data.tags["nas.state"]) for run in runs(uri)]
-
-
-def until(condition, seconds=200):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.3)
 
 
 def a_mixed_study(url, runs_folder):
@@ -156,7 +150,7 @@ def test_a_live_search_is_followed_and_drained(url, uri, tmp_path):
 
 
 SEARCH = """
-import os, sys, signal, time
+import sys
 from studies import *
 from trials import Mirror
 url, runs, uri = sys.argv[1:]
@@ -165,20 +159,18 @@ following = Mirror(url, "study", tracking_uri=uri)
 complete(store, architectures()[0])
 begin(store, architectures()[1])
 print(following._process.pid, flush=True)
-time.sleep(60)
+sys.stdin.read()
 """
 
 
 def test_a_killed_search_leaves_no_running_run_and_is_continued(url, uri, tmp_path, here, root):
     environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{here}"}
-    search = subprocess.Popen(
-        [sys.executable, "-c", SEARCH, url, str(tmp_path), uri], env=environment, stdout=subprocess.PIPE, text=True
-    )
-    follower = int(search.stdout.readline())
-    until(lambda: states(uri) == [("FINISHED", "COMPLETE"), ("RUNNING", "RUNNING")])
-    os.kill(search.pid, signal.SIGKILL)
-    search.communicate()
-    until(lambda: not os.path.exists(f"/proc/{follower}"))
+    command = [sys.executable, "-c", SEARCH, url, str(tmp_path), uri]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as search:
+        follower = psutil.Process(int(search.stdout.readline()))
+        until(lambda: states(uri) == [("FINISHED", "COMPLETE"), ("RUNNING", "RUNNING")])
+        search.kill()
+    until(lambda: has_ended(follower))
     assert states(uri) == [("FINISHED", "COMPLETE"), ("KILLED", "LOST")]
     parents = runs(uri, "search")
     assert [run.info.status for run in parents] == ["KILLED"]
@@ -229,6 +221,22 @@ def test_of_two_mirrors_one_writes_and_the_other_takes_over(url, uri, tmp_path):
         assert second.close().complete
     assert states(uri) == [("FINISHED", "COMPLETE")] * 3
     assert len(runs(uri, "search")) == 1
+
+
+def test_a_rival_that_wrote_at_the_same_time_is_seen_before_anything_is_written(url, uri, tmp_path, monkeypatch):
+    store = a_mixed_study(url, tmp_path)
+
+    def slow(*given):
+        store.set_note("mirror", f"elsewhere:1:0.00|{time.time()}")
+        return Tracker(*given)
+
+    monkeypatch.setattr("trials.mirror.Tracker", slow)
+    report = mirror_study(url, "study", uri, EXPERIMENT, once=True)
+    assert (report.complete, report.reason) == (
+        False,
+        "process elsewhere:1:0.00 is writing the record of study 'study'",
+    )
+    assert runs(uri, "search") == []
 
 
 def test_a_slow_mirror_is_stopped_in_time(url, uri, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 from evaluations import Keep, evaluate
+from processes import has_ended, until
 
 from trials import RayExecutor, TrialState, TrialStore
 from trials.ray_executor import _Actor
@@ -45,15 +46,8 @@ def cluster():
 
 def is_of_ray(process):
     with contextlib.suppress(psutil.NoSuchProcess):
-        return "ray" in process.name() and process.status() != psutil.STATUS_ZOMBIE
+        return "ray" in process.name() and not has_ended(process)
     return False
-
-
-def until(condition):
-    end = time.monotonic() + 200
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.1)
 
 
 def drain(executor, count):

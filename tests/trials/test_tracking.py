@@ -111,6 +111,18 @@ def test_runs_are_found_by_their_tags_and_long_records_are_split(uri):
     assert tracker.last_step(run_id, "nothing") is None
 
 
+def test_two_processes_that_create_an_experiment_at_once_share_it(uri):
+    tracker = Tracker(uri, "x")
+    create, made = tracker._client.create_experiment, []
+
+    def late(*given, **options):
+        made.append(Tracker(uri, "x").experiment_id)
+        return create(*given, **options)
+
+    tracker._client.create_experiment = late
+    assert [tracker.experiment_id] == made
+
+
 def test_names_are_made_acceptable():
     assert tracking_name("best/val acc.1-2_3:é?") == "best/val acc.1-2_3_é_"
 
