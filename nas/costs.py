@@ -76,8 +76,10 @@ class ModelSize(Cost):
     """Bytes of the tensors of the exported model: parameters and persistent buffers, each shared one once.
 
     A module named by ``space.bitwidths`` stores its weights (its parameters of two or more dimensions) in
-    ``ceil(elements * bits / 8)`` bytes plus one 32-bit scale for each output channel. All other floating-point tensors
-    take ``bits`` bits an element, integer buffers their own width. Headers and manifests are not counted.
+    ``ceil(elements * bits / 8)`` bytes plus one 32-bit scale for each output channel, which is what ``onnx-lowbit``
+    writes: also where a quantiser has one scale for the whole tensor, because runtimes want one for each channel. All
+    other floating-point tensors take ``bits`` bits an element, integer buffers their own width. Headers, padding of
+    rows and manifests are not counted.
 
     Args:
         space: the search space.

@@ -1,11 +1,14 @@
 """Bit operations and bytes of quantised networks against counts made by hand."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from nas import BitOps, MACs, ModelSize, WeightBits
@@ -15,7 +18,11 @@ from nas.evaluation import Screen
 from nas.sampling import sample_within
 from nas.service.schemas import SubnetworkRequest
 from nas.service.selection import wanted
-from search_spaces import ConvNetSpace, FactorySpace, Head, MLPSpace, QuantizedSpace, Stage, TransformerSpace
+from search_spaces import ConvNetSpace, FactorySpace, Head, MLPSpace, QuantizedSpace, Stage, TransformerSpace, fill
+from supernets import LSQ, QuantizedWeights
+from supernets.deployment import quantized_layers
+from supernets.format import Subject
+from supernets.lowbit import LowBitOnnxFormat
 from trials import Metric, parse_limits
 
 
@@ -84,6 +91,21 @@ def test_model_size_packs_weights_and_keeps_scales_and_biases_in_full() -> None:
     full = QuantizedSpace(MLPSpace(7, 3, widths=(5,), depths=(1,), batch_norm=False), weight_bits=(4, 32), ends=None)
     architecture = full.quantized(full.space.largest(), 32, 8)
     assert measure([ModelSize(full)], full, architecture) == {"model_size": 4 * (35 + 15) + biases + 2 * 4}
+
+
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_model_size_is_what_the_tensors_of_a_low_bit_file_take(
+    granularity: Literal["channel", "tensor"], tmp_path: Path
+) -> None:
+    plain = MLPSpace(32, 8, widths=(64,), depths=(1,), batch_norm=False)
+    given = QuantizedSpace(plain, weight_bits=(4,), input_bits=None, ends=None)
+    architecture, source = given.largest(), QuantizedWeights(given, quantizer=LSQ(granularity))
+    module = fill(given.build(architecture), source(architecture)).eval()
+    made = LowBitOnnxFormat(quantized_layers(source, architecture))
+    path = tmp_path / "model.onnx"
+    made.write(Subject(module, (torch.ones(2, 32),)), path, {})
+    bytes_stored = sum(numpy_helper.to_array(tensor).nbytes for tensor in onnx.load(path).graph.initializer)
+    assert measure([ModelSize(given)], given, architecture) == {"model_size": bytes_stored}
 
 
 def test_an_unknown_formula_is_refused_with_those_there_are() -> None:
