@@ -77,7 +77,7 @@ def running(settings: ServiceSettings) -> Iterator[Running]:
         thread.start()
         try:
             service: Service = app.state.service
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 200
             while not (service.catalogue.ready and server.started):
                 assert time.monotonic() < deadline, service.catalogue.states()
                 time.sleep(0.01)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 
 def post(running: Any, body: dict[str, Any], path: str = "/v1/models/tiny/subnetworks") -> requests.Response:
-    return requests.post(running.url + path, json=body, timeout=30)
+    return requests.post(running.url + path, json=body, timeout=100)
 
 
 def test_a_supernet_is_described(studied: Any, trained: Any) -> None:
@@ -178,8 +178,8 @@ def test_each_format_has_a_file_of_its_own(launch: Callable[..., Any], monkeypat
     with running.client() as client:
         found = client.subnetworks("tiny", seconds=0.01)[0]
         manifest = client.manifest(found, format=form)
-        expected = load(requests.get(running.url + found.weights["safetensors"], timeout=30).content)
-    answer = requests.get(running.url + found.weights[form], timeout=30)
+        expected = load(requests.get(running.url + found.weights["safetensors"], timeout=100).content)
+    answer = requests.get(running.url + found.weights[form], timeout=100)
     assert asked == [form]
     assert hashlib.sha256(answer.content).hexdigest() == manifest["files"][f"model.{form}"]["sha256"]
     assert answer.headers["Content-Disposition"].endswith(f'.{form}"')
@@ -201,7 +201,7 @@ def test_a_format_that_cannot_be_made_is_refused_and_the_next_file_is_made(
     running = launch()
     with running.client() as client:
         found = client.subnetworks("tiny", seconds=0.01)[0]
-    answers = [requests.get(running.url + found.weights["onnx"], timeout=30) for _ in range(2)]
+    answers = [requests.get(running.url + found.weights["onnx"], timeout=100) for _ in range(2)]
     assert [(answer.status_code, answer.json()["error"]) for answer in answers] == [
         (422, "not_exportable"),
         (503, "tracing"),
@@ -236,17 +236,17 @@ def test_a_file_is_made_once_and_known_by_its_digest(launch: Callable[..., Any])
     with running.client() as client:
         found = client.subnetworks("tiny")[0]
     url = running.url + found.weights["safetensors"]
-    first, second = requests.get(url, timeout=30), requests.get(url, timeout=30)
+    first, second = requests.get(url, timeout=100), requests.get(url, timeout=100)
     assert (first.headers["X-Cache"], second.headers["X-Cache"]) == ("miss", "hit")
     assert first.content == second.content
     tag = first.headers["ETag"]
     assert tag == f'"{hashlib.sha256(first.content).hexdigest()}"'
     assert "immutable" in first.headers["Cache-Control"]
     for given in (tag, f'"x", {tag}', f"W/{tag}", "*"):
-        again = requests.get(url, headers={"If-None-Match": given}, timeout=30)
+        again = requests.get(url, headers={"If-None-Match": given}, timeout=100)
         assert (again.status_code, again.content, again.headers["ETag"]) == (304, b"", tag)
-    assert requests.get(url, headers={"If-None-Match": '"other"'}, timeout=30).status_code == 200
-    head = requests.head(url, timeout=30)
+    assert requests.get(url, headers={"If-None-Match": '"other"'}, timeout=100).status_code == 200
+    head = requests.head(url, timeout=100)
     assert head.headers["Content-Length"] == str(len(first.content))
     assert head.content == b""
 
@@ -263,17 +263,17 @@ def test_a_file_is_made_once_and_known_by_its_digest(launch: Callable[..., Any])
 def test_a_range_gives_that_part(studied: Any, header: str, part: slice) -> None:
     with studied.client() as client:
         url = studied.url + client.subnetworks("tiny")[0].weights["safetensors"]
-    whole = requests.get(url, timeout=30)
+    whole = requests.get(url, timeout=100)
     tag = whole.headers["ETag"]
     for extra in ({}, {"If-Range": tag}):
-        answer = requests.get(url, headers={"Range": header, **extra}, timeout=30)
+        answer = requests.get(url, headers={"Range": header, **extra}, timeout=100)
         assert answer.status_code == 206
         assert answer.content == whole.content[part]
         start = range(len(whole.content))[part][0]
         assert answer.headers["Content-Range"] == (
             f"bytes {start}-{start + len(answer.content) - 1}/{len(whole.content)}"
         )
-    changed = requests.get(url, headers={"Range": header, "If-Range": '"old"'}, timeout=30)
+    changed = requests.get(url, headers={"Range": header, "If-Range": '"old"'}, timeout=100)
     assert (changed.status_code, changed.content) == (200, whole.content)
 
 
@@ -283,7 +283,7 @@ def test_a_range_gives_that_part(studied: Any, header: str, part: slice) -> None
 def test_a_range_that_is_not_there_or_not_understood(studied: Any, header: str, status: int) -> None:
     with studied.client() as client:
         url = studied.url + client.subnetworks("tiny")[0].weights["safetensors"]
-    answer = requests.get(url, headers={"Range": header}, timeout=30)
+    answer = requests.get(url, headers={"Range": header}, timeout=100)
     assert answer.status_code == status
     if status == 416:
         assert answer.headers["Content-Range"].startswith("bytes */")

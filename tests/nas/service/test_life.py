@@ -51,7 +51,7 @@ def test_while_it_loads_the_service_says_so(trained: Any, tmp_path: Path, monkey
 
     gate = threading.Event()
     load = Catalogue._refresh
-    monkeypatch.setattr(Catalogue, "_refresh", lambda self, *a, **k: gate.wait(20) and load(self, *a, **k))
+    monkeypatch.setattr(Catalogue, "_refresh", lambda self, *a, **k: gate.wait(200) and load(self, *a, **k))
     settings = ServiceSettings((f"tiny={trained.folder}",), folder=str(tmp_path), reload=0.05)
     with TestClient(create_app(settings)) as http:
         early = http.get("/readyz")
@@ -111,7 +111,7 @@ def test_requests_in_flight_end_on_the_version_they_began_with(launch: Callable[
 
     def slow(*given: Any) -> None:
         begun.set()
-        gate.wait(20)
+        gate.wait(200)
         make(*given)
 
     running.service.cache.make = slow
@@ -120,7 +120,7 @@ def test_requests_in_flight_end_on_the_version_they_began_with(launch: Callable[
         answers: list[dict[str, Any]] = []
         thread = threading.Thread(target=lambda: answers.append(Client(running.url).manifest(old)))
         thread.start()
-        begun.wait(20)
+        begun.wait(200)
         for seed in (2, 3):  # the version in flight is neither the present one nor that before it
             save_supernet(folder, seed)
             present = client.model("moving").revision
@@ -178,7 +178,7 @@ def test_names_of_supernets(text: str, name: str) -> None:
 def test_a_long_search_is_a_job(launch: Callable[..., Any]) -> None:
     running = launch()
     answer = requests.post(
-        f"{running.url}/v1/models/tiny/subnetworks", json={"seconds": 5, "limits": {"max_params": 1500}}, timeout=10
+        f"{running.url}/v1/models/tiny/subnetworks", json={"seconds": 5, "limits": {"max_params": 1500}}, timeout=100
     )
     assert answer.status_code == 202
     assert answer.headers["Location"] == f"/v1/jobs/{answer.json()['id']}"

@@ -57,7 +57,7 @@ def test_packed_weights_are_handed_out_with_what_became_of_each_layer(running: A
     assert made == {"linear1": (3, 4, "simulated"), "head": (4, 4, "real")}
     assert "no kernel of 3 bits" in record["layers"]["linear1"]["reason"]
     assert record["bytes"] == path.stat().st_size
-    answer = requests.head(running.url + found.weights["onnx-lowbit"], timeout=30)
+    answer = requests.head(running.url + found.weights["onnx-lowbit"], timeout=100)
     assert answer.headers["Content-Disposition"].endswith('.lowbit.onnx"')
     assert answer.headers["ETag"] == f'"{record["sha256"]}"'
     served = running.service.catalogue.get("bits")
@@ -78,18 +78,18 @@ def test_without_low_bits_there_is_nothing_to_pack(running: Any, studied: Any, a
     for url, found in ((running.url, full), (studied.url, unquantised)):
         assert tuple(found.weights) == FORMATS
         asked = url + found.weights["onnx"]
-        answer = getattr(requests, ask)(f"{asked}-lowbit", timeout=30)
+        answer = getattr(requests, ask)(f"{asked}-lowbit", timeout=100)
         assert answer.status_code == 422
         if ask == "get":
             assert answer.json()["error"] == "not_quantized"
             assert answer.json()["message"].endswith("has none; ask for one of safetensors, pt2, onnx")
             manifest = asked.replace("/weights?", "/manifest?")
-            assert requests.get(f"{manifest}-lowbit", timeout=30).json()["error"] == "not_quantized"
+            assert requests.get(f"{manifest}-lowbit", timeout=100).json()["error"] == "not_quantized"
 
 
 def test_the_description_names_every_format(running: Any) -> None:
     assert get_args(Form) == (*FORMATS, *QUANTIZED_FORMATS)
-    described = requests.get(f"{running.url}/openapi.json", timeout=30).json()
+    described = requests.get(f"{running.url}/openapi.json", timeout=100).json()
     given = described["paths"]["/v1/subnetworks/{subnetwork}/weights"]["get"]["parameters"]
     (form,) = [parameter["schema"] for parameter in given if parameter["name"] == "format"]
     assert form["enum"] == [*FORMATS, *QUANTIZED_FORMATS]

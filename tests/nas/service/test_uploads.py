@@ -47,7 +47,7 @@ def examples_named() -> dict[str, torch.Tensor]:
 
 
 def post(running: Any, body: bytes, model: str = "draws", **given: Any) -> requests.Response:
-    return requests.post(f"{running.url}/v1/generate/{model}", data=body, params=given, headers=OCTETS, timeout=30)
+    return requests.post(f"{running.url}/v1/generate/{model}", data=body, params=given, headers=OCTETS, timeout=100)
 
 
 def test_one_network_is_drawn_at_once_and_is_that_of_the_library(
@@ -77,7 +77,7 @@ def test_of_several_the_best_on_examples_set_aside_is_kept_by_a_job(
     assert job["request"] == {"model": "draws", "examples": 2, "count": 3, "seed": 0}
     with sampling.client() as client:
         made = client.sample("draws", tmp_path / "few", tmp_path / "a", per_class=2, count=3)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while client.job(job["id"]).state in ("queued", "running"):
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -85,7 +85,7 @@ def test_of_several_the_best_on_examples_set_aside_is_kept_by_a_job(
         with pytest.raises(ServiceError, match="is no search; its weights are at /v1/jobs/"):
             client.wait(ended)
     assert ended.weights == f"/v1/jobs/{job['id']}/weights"
-    answer = requests.get(sampling.url + ended.weights, timeout=10)
+    answer = requests.get(sampling.url + ended.weights, timeout=100)
     assert answer.headers["ETag"] == f'"{hashlib.sha256(answer.content).hexdigest()}"'
     assert answer.content == made.read_bytes()
     data = UploadedImages(**examples_named(), num_classes=10, held=0.2)
@@ -107,13 +107,13 @@ def test_a_draw_that_was_interrupted_is_begun_again(
     (folder / "jobs" / left["id"] / "examples.safetensors").write_bytes(save(examples()))
     (folder / "jobs" / left["id"] / "job.json").write_text(json.dumps(left))
     running = launch(models=(f"draws={tmp_path / 'sampler'}",), folder=str(folder))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     with running.client() as client:
         while client.job(left["id"]).state in ("queued", "running"):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert client.job(left["id"]).state == "done"
-    assert load(requests.get(f"{running.url}/v1/jobs/{left['id']}/weights", timeout=10).content)
+    assert load(requests.get(f"{running.url}/v1/jobs/{left['id']}/weights", timeout=100).content)
 
 
 def _bomb() -> bytes:
@@ -157,7 +157,7 @@ def test_what_is_no_example_set_is_refused_and_the_service_stays_up(sampling: An
     with pytest.raises(ServiceError, match=words) as refused, sampling.client() as client:
         client._send("POST", "/v1/generate/draws", data=make(), headers=OCTETS)
     assert (refused.value.status, refused.value.error) == (422, "invalid_upload")
-    assert requests.get(f"{sampling.url}/livez", timeout=10).status_code == 200
+    assert requests.get(f"{sampling.url}/livez", timeout=100).status_code == 200
 
 
 def test_other_refusals_have_their_documented_code(sampling: Any) -> None:
@@ -169,20 +169,20 @@ def test_other_refusals_have_their_documented_code(sampling: Any) -> None:
         (post(sampling, body, examples=0), 422, "invalid_request"),
         (post(sampling, b"0" * (sampling.settings.max_body + 1)), 413, "body_too_large"),
         (post(sampling, b""), 422, "invalid_request"),
-        (requests.get(f"{sampling.url}/v1/jobs/{'1' * 32}/weights", timeout=10), 404, "unknown_job"),
+        (requests.get(f"{sampling.url}/v1/jobs/{'1' * 32}/weights", timeout=100), 404, "unknown_job"),
     ):
         assert (answer.status_code, answer.json()["error"]) == (status, error)
     few = post(sampling, save(examples(60)), count=2)
     assert "a fifth being set aside to choose among 2 networks" in few.json()["message"]
-    asked = requests.post(f"{sampling.url}/v1/generate", json={"model": "draws", "condition": {"few": 1}}, timeout=10)
+    asked = requests.post(f"{sampling.url}/v1/generate", json={"model": "draws", "condition": {"few": 1}}, timeout=100)
     assert (asked.status_code, asked.json()["error"]) == (422, "needs_examples")
     assert "POST its examples to /v1/generate/draws" in asked.json()["message"]
     search = requests.post(
         f"{sampling.url}/v1/models/tiny/subnetworks",
         json={"limits": {"min_accuracy": 2.0}, "seconds": 1.1},
-        timeout=10,
+        timeout=100,
     )
-    answer = requests.get(f"{sampling.url}/v1/jobs/{search.json()['id']}/weights", timeout=10)
+    answer = requests.get(f"{sampling.url}/v1/jobs/{search.json()['id']}/weights", timeout=100)
     assert (answer.status_code, answer.json()["error"]) == (404, "no_weights")
 
 
@@ -190,7 +190,7 @@ def test_a_cancelled_draw_leaves_no_weights(sampling: Any) -> None:
     jobs = [post(sampling, save(examples()), count=64).json()["id"] for _ in range(3)]
     with sampling.client() as client:
         client.cancel(jobs[-1])
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while client.job(jobs[-1]).state in ("queued", "running"):
             assert time.monotonic() < deadline
             time.sleep(0.02)
