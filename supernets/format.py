@@ -3,11 +3,13 @@
 import contextlib
 import functools
 import importlib.util
+import inspect
 import logging
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from inspect import Parameter
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -109,7 +111,11 @@ def traced(module: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.Export
     """Return the traced module, its batch size left open and without the source paths of this machine."""
     dims = open_dims(module, inputs)
     named = {name: torch.export.Dim(name) for each in dims for name in each.values()}
-    shapes = tuple({dim: named[name] for dim, name in each.items()} for each in dims)
+    shapes: tuple[Any, ...] = tuple({dim: named[name] for dim, name in each.items()} for each in dims)
+    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
+    plain = kinds.index(Parameter.VAR_POSITIONAL) if Parameter.VAR_POSITIONAL in kinds else len(shapes)
+    if plain < len(shapes):  # what ``*inputs`` takes is one argument to the tracer
+        shapes = (*shapes[:plain], shapes[plain:])
     program = torch.export.export(module, inputs, dynamic_shapes=shapes)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)

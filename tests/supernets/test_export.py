@@ -207,6 +207,25 @@ def test_integer_inputs_and_several_inputs(tmp_path: Path) -> None:
     assert [given["dtype"] for given in made.manifest["inputs"]] == ["int64", "float32"]
 
 
+class Variadic(nn.Module):
+    """A wrapper that passes on whatever it is given, as ``from_config`` makes for Hugging Face models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        return self.linear(first) + sum(other.sum(1, keepdim=True) for other in others)
+
+
+@pytest.mark.parametrize("widths", [(3,), (3, 4)])
+def test_modules_that_take_any_number_of_inputs(widths: tuple[int, ...], tmp_path: Path) -> None:
+    inputs = tuple(torch.ones(2, width) for width in widths)
+    written = export(Variadic().eval(), inputs, tmp_path / "out", formats=["pt2"], manifest={})
+    program = torch.export.load(written.files["pt2"]).module()
+    assert program(*(torch.ones(7, width) for width in widths)).shape == (7, 2)
+
+
 def test_views_of_the_supernet_are_refused(tmp_path: Path) -> None:
     supernet = Supernet(SMALL, Classification(4)).eval()
     bound = supernet.bind(SMALL.smallest())
