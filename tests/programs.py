@@ -5,6 +5,7 @@ import os
 import runpy
 import shlex
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing import forkserver
@@ -46,11 +47,13 @@ def _context() -> ForkServerContext:
     """Return what forks the clean process, in which texts have other hashes than here."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.preloaded"])
-    before = os.environ.get("PYTHONHASHSEED")
+    before, folder = os.environ.get("PYTHONHASHSEED"), tempfile.tempdir
     os.environ["PYTHONHASHSEED"] = "8" if before == "7" else "7"
+    tempfile.tempdir = "/tmp"  # of its socket, whose path has 107 characters at most
     try:
         forkserver.ensure_running()
     finally:
+        tempfile.tempdir = folder
         del os.environ["PYTHONHASHSEED"]
         if before is not None:
             os.environ["PYTHONHASHSEED"] = before

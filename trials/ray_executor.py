@@ -16,6 +16,7 @@ from trials.executors import Argument, Completion, PoolExecutor, Result, evaluat
 __all__ = ["RayExecutor"]
 
 _logger = logging.getLogger(__name__)
+_LONGEST_TMPDIR = 38  # Ray's sockets lie 69 characters below it, and the path of a socket has 107 at most
 
 
 @final
@@ -256,6 +257,8 @@ def _join(address: str | None) -> bool:
 
     if ray.is_initialized():
         return False
+    if address is None and len(os.environ.get("TMPDIR", "")) > _LONGEST_TMPDIR:
+        os.environ.setdefault("RAY_TMPDIR", "/tmp")
     options: dict[str, Any] = {"include_dashboard": False} if address is None else {}
     try:
         ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **options)

@@ -29,6 +29,7 @@ def cluster():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{os.path.dirname(__file__)}{os.pathsep}{os.getcwd()}")
+        patch.setenv("RAY_TMPDIR", "/tmp")  # the path of a socket has 107 characters at most
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         patch.setenv("RAY_worker_niceness", "0")  # a busy machine would leave its workers nothing
@@ -204,6 +205,22 @@ def test_more_than_any_machine_has_is_said(cluster, caplog):
     caplog.clear()
     RayExecutor(evaluate, cpus=1).close()
     assert not caplog.text
+
+
+@pytest.mark.parametrize(("address", "folder"), [(None, "/tmp"), ("ray://head:1", None)])
+def test_a_long_path_for_temporary_files_is_none_for_sockets(monkeypatch, address, folder):
+    import ray
+
+    seen = []
+    monkeypatch.setenv("RAY_TMPDIR", "restored afterwards")
+    monkeypatch.delenv("RAY_TMPDIR")
+    monkeypatch.setenv("TMPDIR", "/scratch/" + 40 * "x")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: seen.append(os.environ.get("RAY_TMPDIR")))
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1}}])
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    RayExecutor(evaluate, address=address).close()
+    assert seen == [folder]
 
 
 SEARCH = """
