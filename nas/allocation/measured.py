@@ -154,12 +154,26 @@ class RateDistortion:
         """Measure every option of every site alone, the others being at ``around``, by default their highest bits."""
         present = [len(options) - 1 for options in self.options] if around is None else list(around)
         centre = self.architecture(present)
-        level, base = self.measure(centre), self.meter(centre)
+        level = self.measure(centre)
+        return self._table(present, lambda alone: self.measure(alone) - level + level / len(self.sites))
+
+    def require(self, budgets: Mapping[str, float]) -> None:
+        """Check that some bits keep ``budgets``, which needs no measurement of a distortion.
+
+        Raises:
+            BudgetError: none do; the message names the least that can be reached.
+            ValueError: a budget is for none of the costs.
+        """
+        if budgets:
+            allocate(self._table([len(options) - 1 for options in self.options], lambda _: 0.0), budgets)
+
+    def _table(self, present: Sequence[int], distort: Callable[[Architecture], float]) -> RateDistortionTable:
+        base = self.meter(self.architecture(present))
         distortion: list[list[float]] = []
         costs: dict[str, list[list[float]]] = {name: [] for name in base}
         for site, options in enumerate(self.options):
             alone = [self.architecture([*present[:site], o, *present[site + 1 :]]) for o in range(len(options))]
-            distortion.append([self.measure(a) - level + level / len(self.sites) for a in alone])
+            distortion.append([distort(a) for a in alone])
             for name, rows in costs.items():
                 rows.append([self.meter(a)[name] - base[name] for a in alone])
         return RateDistortionTable(
@@ -178,6 +192,7 @@ class RateDistortion:
         Raises:
             BudgetError: no bits keep the budgets.
         """
+        self.require(budgets)
         table = self.table()
         return self._refined(table, allocate(table, budgets), budgets, rounds)
 
@@ -191,6 +206,7 @@ class RateDistortion:
         Raises:
             BudgetError: no bits keep the budgets.
         """
+        self.require(budgets or {})
         table = self.table()
         found = {
             allocated.architecture: allocated

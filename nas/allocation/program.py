@@ -121,9 +121,14 @@ def allocate(table: RateDistortionTable, budgets: Mapping[str, float]) -> Alloca
     nan = sorted(name for name, bound in budgets.items() if math.isnan(bound))
     if nan:
         raise ValueError(f"budgets must be numbers, got nan for {nan}")
-    for name, bound in budgets.items():
-        if not _keeps(table.least(name), bound):
-            raise BudgetError(f"the budget {name} <= {bound:g} cannot be kept: the least is {table.least(name):g}")
+    least = {name: table.least(name) for name in budgets}
+    beyond = [name for name, bound in budgets.items() if not _keeps(least[name], bound)]
+    if beyond:
+        parts = (
+            f"the budget {name} <= {budgets[name]:.12g} cannot be kept: the least is {least[name]:.12g}"
+            for name in beyond
+        )
+        raise BudgetError("; ".join(parts))
     options = _solve(table, table.distortion, budgets)
     if options is None:
         raise BudgetError(_explained(table, budgets))
@@ -140,9 +145,9 @@ def _explained(table: RateDistortionTable, budgets: Mapping[str, float]) -> str:
             continue
         options = _solve(table, objective, others)
         if options is not None:
-            kept = " and ".join(f"{other} <= {bound:g}" for other, bound in others.items())
-            found.append(f"the least {name} with {kept} is {table.cost(name, options):g}")
-    asked = ", ".join(f"{name} <= {bound:g}" for name, bound in budgets.items())
+            kept = " and ".join(f"{other} <= {bound:.12g}" for other, bound in others.items())
+            found.append(f"the least {name} with {kept} is {table.cost(name, options):.12g}")
+    asked = ", ".join(f"{name} <= {bound:.12g}" for name, bound in budgets.items())
     return f"the budgets {asked} cannot be kept together: {'; '.join(found) or 'any two of them contradict each other'}"
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from nas.allocation.measured import Allocated, Distortion, RateDistortion
+from nas.allocation.program import BudgetError
 from nas.controllers.base import Problem
 from nas.costs import Cost, ModelSize
 from nas.objectives import prepare
@@ -129,7 +130,12 @@ class BitAllocation(Seeds):
         budgets = {
             limit.metric: limit.bound for limit in problem.limits if limit.metric in known and limit.kind == "max"
         }
-        return measured.front(costs[0].name, budgets, count=self.count, rounds=self.rounds)
+        try:
+            return measured.front(costs[0].name, budgets, count=self.count, rounds=self.rounds)
+        except BudgetError as error:
+            raise BudgetError(
+                f"search.seeds: BitAllocation: {error}; loosen search.limits, or name a smaller network as architecture"
+            ) from error
 
 
 @final

@@ -72,13 +72,15 @@ def allocate(
         kind: Distortion = distortion
         with torch.no_grad():
             measured = RateDistortion(net.space, base, outputs, costs, distortion=kind)
+            budgets = {limit.metric: limit.bound for limit in limits}
+            try:
+                measured.require(budgets)
+            except BudgetError as error:
+                raise UsageError(f"{error}; bits alone do no more, --architecture takes a smaller network") from error
             first = measured.table()
             print(f"distortion ({distortion}) of the outputs when one layer alone has these bits\n")
             print(_options(measured, first) + "\n")
-            try:
-                found = measured.allocate({limit.metric: limit.bound for limit in limits}, rounds=rounds)
-            except BudgetError as error:
-                raise UsageError(str(error)) from error
+            found = measured.allocate(budgets, rounds=rounds)
         print(_answer(measured, found, costs))
         text = shlex.quote(found.architecture.to_json())
         print(f"\nNext:\n  nas export {located.address} --architecture {text}")

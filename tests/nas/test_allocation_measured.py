@@ -166,3 +166,24 @@ def test_a_reference_in_full_precision_makes_the_highest_bits_lossy_too() -> Non
     top = found.measure(found.top)
     assert top == pytest.approx(float(outputs(found.space.largest()).square().mean()))
     assert found.table().selection([8, 2, 2]).distortion == pytest.approx(top)
+
+
+def test_budgets_out_of_reach_are_refused_together_before_anything_is_measured() -> None:
+    class Doubled(Cost):
+        name, unit, direction = "doubled", "1", "minimize"
+
+        def __call__(self, architecture: Architecture, model: nn.Module) -> float:
+            return 2.0 * Bits(space)(architecture, model)
+
+    space = BitsOnly()
+    asked: list[Architecture] = []
+    reference = outputs(space.largest())
+    found = RateDistortion(space, space.largest(), asked.append, [Bits(space), Doubled()], reference=reference)
+    both = r"bits <= 1 cannot be kept: the least is 27; the budget doubled <= 2 cannot be kept: the least is 54"
+    for refused in (lambda: found.allocate({"bits": 1.0, "doubled": 2.0}), lambda: found.front("bits", {"bits": 1.0})):
+        with pytest.raises(BudgetError, match="bits <= 1 cannot"):
+            refused()
+    with pytest.raises(BudgetError, match=both):
+        found.require({"bits": 1.0, "doubled": 2.0})
+    found.require({"bits": 27.0, "doubled": 54.0})
+    assert not asked
