@@ -136,7 +136,7 @@ def compare(name: str, space: FactorySpace, repeats: int) -> dict[str, float | s
     """Run both sides of one network."""
     source = SharedWeights(space)
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(64, *space.input_shape, generator=generator)
+    inputs = torch.randn(64, *space.inputs(space.largest())[0].shape[1:], generator=generator)
     noise = torch.randn(64, FEATURES, generator=generator)
     relaxed = RelaxedArchitecture(
         {c.name: torch.randn(c.size, generator=generator).softmax(0).requires_grad_() for c in space.choices}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.counting import layer_macs, operator_macs
-from search_spaces import FULL_PRECISION, Architecture, ArchitectureCost, SearchSpace, skeleton
+from search_spaces import FULL_PRECISION, Architecture, ArchitectureCost, FactorySpace, SearchSpace, skeleton
 from search_spaces.quantized_sites import representatives
 from trials import Direction, Metric
 
@@ -198,9 +198,10 @@ class MACs(Cost):
             if self.device == "meta":
                 self.device = "cpu"
                 return self._both(architecture)
+            given = "input_shape or example_inputs" if isinstance(self.space, FactorySpace) else "inputs()"
             raise ValueError(
                 f"macs needs a network that runs on space.inputs(), got {type(error).__name__}: {error} "
-                f"for {dict(architecture)}; mend build() or inputs() of {type(self.space).__name__}"
+                f"for {dict(architecture)}; mend build() or {given} of {type(self.space).__name__}"
             ) from error
 
 

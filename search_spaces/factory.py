@@ -37,8 +37,10 @@ class FactorySpace(SearchSpace):
     Args:
         builder: returns a module; works under ``torch.device("meta")``. A callable, or its import path as in YAML.
         choices: argument -> list of candidates, ``{low, high, step}`` or :class:`Choice`; or the choices themselves.
-        input_shape: shape of one example, without the batch dimension.
+        input_shape: shape of one example, without the batch dimension, for a module that takes one tensor.
         input_dtype: name of the dtype of the examples, e.g. ``"int64"`` for token ids.
+        example_inputs: in place of ``input_shape`` for a module that takes other inputs, several tensors say: a
+            function from the batch size to a tuple of tensors, one for each argument, or its import path as in YAML.
         fixed: arguments that are the same for all architectures.
         requires: choice -> ``(choice, minimum)``: the argument is passed only where that ordinal choice is at least
             ``minimum``; elsewhere the builder's default holds.
@@ -46,7 +48,7 @@ class FactorySpace(SearchSpace):
 
     Raises:
         ValueError: the builder has no argument of that name, a choice changes nothing in what is built, an argument is
-            both fixed and chosen, or the builder fails.
+            both fixed and chosen, the builder fails, or there is not one of ``input_shape`` and ``example_inputs``.
         SlicingError: a tensor of some candidate has no place in the largest build; the message names it and the rule
             that would help.
 
@@ -60,21 +62,31 @@ class FactorySpace(SearchSpace):
         builder: str | Callable[..., nn.Module],
         choices: Mapping[str, Any] | Sequence[Choice],
         *,
-        input_shape: tuple[int, ...],
+        input_shape: tuple[int, ...] | None = None,
         input_dtype: str = "float32",
+        example_inputs: str | Callable[[int], tuple[Tensor, ...]] | None = None,
         fixed: Mapping[str, Any] | None = None,
         requires: Mapping[str, tuple[str, float]] | None = None,
         slicing: Mapping[str, TensorRule | Mapping[str, Any]] | None = None,
     ) -> None:
+        if (input_shape is None) == (example_inputs is None):
+            raise ValueError(
+                "FactorySpace needs the shape of its inputs: give input_shape, that of one example without the batch "
+                f"dimension, or example_inputs, a function; got {input_shape=}, {example_inputs=}"
+            )
         self.builder = builder
-        self.input_shape = tuple(input_shape)
+        self.input_shape = None if input_shape is None else tuple(input_shape)
         self.input_dtype = input_dtype
+        self.example_inputs = example_inputs
         self.fixed = dict(fixed or {})
         self.requires = {name: (str(choice), minimum) for name, (choice, minimum) in (requires or {}).items()}
         self.slicing = {
             glob: rule if isinstance(rule, TensorRule) else TensorRule(**rule) for glob, rule in (slicing or {}).items()
         }
         self._builder: Callable[..., nn.Module] = load(builder) if isinstance(builder, str) else builder
+        self._example: Callable[[int], tuple[Tensor, ...]] | None = (
+            load(example_inputs) if isinstance(example_inputs, str) else example_inputs
+        )
         self._dtype = getattr(torch, input_dtype, None)
         if not isinstance(self._dtype, torch.dtype):
             raise ValueError(f"input_dtype must name a torch dtype, e.g. 'float32' or 'int64', got {input_dtype!r}")
@@ -178,11 +190,7 @@ class FactorySpace(SearchSpace):
             [
                 (name, type(layer), layer.extra_repr()),
                 [(key, tuple(p.shape)) for key, p in layer._parameters.items() if p is not None],
-                [
-                    (key, value)
-                    for key, value in vars(layer).items()
-                    if isinstance(value, bool | int | float | str | tuple) or value is None
-                ],
+                [(key, *shown) for key, value in vars(layer).items() if (shown := _shown(value)) is not None],
             ]
             for name, layer in module.named_modules()
         ]
@@ -227,13 +235,35 @@ class FactorySpace(SearchSpace):
         return self.slicing
 
     def inputs(self, architecture: Architecture, batch_size: int = 1) -> tuple[Tensor, ...]:
-        """Return zeros ``(batch_size, *input_shape)`` of ``input_dtype``."""
+        """Return zeros ``(batch_size, *input_shape)`` of ``input_dtype``, or what ``example_inputs`` gives.
+
+        Raises:
+            ValueError: ``example_inputs`` gives something else than a tuple of tensors.
+        """
         del architecture
-        return (torch.zeros(batch_size, *self.input_shape, dtype=self._dtype),)
+        if self._example is None:
+            return (torch.zeros(batch_size, *(self.input_shape or ()), dtype=self._dtype),)
+        given = self._example(batch_size)
+        if not isinstance(given, tuple) or not all(isinstance(value, Tensor) for value in given):
+            raise ValueError(
+                "FactorySpace.example_inputs must return a tuple of tensors, one for each positional argument of the "
+                f"module, got {type(given).__name__}"
+            )
+        return given
 
     def report(self) -> SharingReport:
         """Return what is elastic, shared as a view, copied and fixed; ``print`` it."""
         return self._report
+
+
+def _shown(value: object) -> tuple[object, ...] | None:
+    """Return what tells an attribute from others: a plain value, or the name of a function or class; else ``None``."""
+    if isinstance(value, bool | int | float | str | tuple) or value is None:
+        return (value,)
+    if isinstance(value, list) and all(_shown(item) is not None for item in value):
+        return ([_shown(item) for item in value],)
+    name = getattr(value, "__qualname__", None) if callable(value) else None
+    return None if name is None else (getattr(value, "__module__", None), name)
 
 
 def _integer(value: Candidate) -> int:

@@ -97,3 +97,32 @@ class Deaf(nn.Module):
 def not_a_module(width: int) -> int:
     """Return something that is no module."""
     return width
+
+
+class Activated(nn.Module):
+    """Keeps the function that its argument names, as ``self.act = getattr(F, act)`` does."""
+
+    def __init__(self, act: str = "relu") -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.act = getattr(nn.functional, act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.linear(x))
+
+
+class Relations(nn.Module):
+    """A layer of a graph network: features of the nodes and pairs of connected nodes."""
+
+    open_dims = ({0: "nodes"}, {1: "edges"})
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.own, self.others = nn.Linear(3, hidden), nn.Linear(3, hidden)
+
+    def forward(self, features: Tensor, edges: Tensor) -> Tensor:
+        return self.own(features).index_add(0, edges[1], self.others(features)[edges[0]])
+
+
+def relations(batch_size: int) -> tuple[Tensor, ...]:
+    return torch.zeros(batch_size, 3), torch.zeros(2, 2 * batch_size, dtype=torch.int64)

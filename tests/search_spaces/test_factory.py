@@ -6,7 +6,17 @@ from torch import nn
 
 from search_spaces import Choice, FactorySpace, InvalidArchitectureError, Slicer, SlicingError, construct, describe
 from search_spaces import from_config as from_config_builder
-from tests.search_spaces.models import Deaf, GroupedConv, PackedAttention, Shrinking, UserCNN, not_a_module
+from tests.search_spaces.models import (
+    Activated,
+    Deaf,
+    GroupedConv,
+    PackedAttention,
+    Relations,
+    Shrinking,
+    UserCNN,
+    not_a_module,
+    relations,
+)
 
 CNN: dict[str, Any] = {"input_shape": (1, 6, 6)}
 
@@ -40,6 +50,34 @@ def test_a_builder_may_be_an_import_path():
     space = FactorySpace("torch.nn.Linear", {"out_features": [1, 2]}, fixed={"in_features": 3}, input_shape=(3,))
     assert repr(space.build(space.largest())) == "Linear(in_features=3, out_features=2, bias=True)"
     assert describe(space)["init_args"]["builder"] == "torch.nn.Linear"
+
+
+def test_a_choice_of_a_function_that_the_model_keeps_is_seen():
+    space = FactorySpace(Activated, {"act": ["relu", "silu"]}, input_shape=(2,))
+    assert space.build(space.architecture({"act": "silu"})).act is nn.functional.silu
+
+
+@pytest.mark.parametrize("example", [relations, "tests.search_spaces.models.relations"])
+def test_a_model_of_several_inputs_takes_examples_of_a_function(example):
+    space = FactorySpace(Relations, {"hidden": [2, 4]}, example_inputs=example)
+    again = construct(describe(space))
+    assert again.digest == space.digest
+    for size in (1, 5):
+        inputs = again.inputs(again.smallest(), size)
+        assert [tuple(given.shape) for given in inputs] == [(size, 3), (2, 2 * size)]
+        assert again.build(again.smallest())(*inputs).shape == (size, 2)
+
+
+@pytest.mark.parametrize("given", [{}, {"input_shape": (3,), "example_inputs": relations}], ids=["none", "both"])
+def test_inputs_are_given_in_one_way(given):
+    with pytest.raises(ValueError, match=r"give input_shape.*or example_inputs"):
+        FactorySpace(Relations, {"hidden": [2, 4]}, **given)
+
+
+def test_examples_that_are_no_tensors_are_refused():
+    space = FactorySpace(Relations, {"hidden": [2, 4]}, example_inputs=torch.zeros)
+    with pytest.raises(ValueError, match=r"example_inputs must return a tuple of tensors.*got Tensor"):
+        space.inputs(space.largest())
 
 
 def test_an_argument_that_is_not_required_keeps_the_default_of_the_builder():
