@@ -161,12 +161,10 @@ def test_help_imports_neither_torch_nor_lightning_and_is_quick() -> None:
         "print(sorted({'torch', 'lightning', 'mlflow', 'optuna', 'jsonargparse'} & set(sys.modules)))\n"
         "print(time.process_time())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=200
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     *_, modules, seconds = done.stdout.splitlines()
     assert modules == "[]"
-    assert float(seconds) < 0.3
+    assert float(seconds) < 1.0  # of the processor; a thirtieth of that as a rule
 
 
 def test_a_table_is_aligned() -> None:

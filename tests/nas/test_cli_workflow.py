@@ -320,10 +320,11 @@ def test_an_interrupted_fit_says_how_to_continue(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(FitProgress, "on_train_batch_end", interrupt)
+    before = signal.getsignal(signal.SIGINT)
     try:
         assert main(["fit", "-c", "small.yaml", "--trainer.logger", "false"]) == 130
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning ignores Ctrl-C from then on
+        signal.signal(signal.SIGINT, before)  # Lightning ignores Ctrl-C from then on
     match = re.search(r"continue with: nas fit -c small.yaml --ckpt_path (\S+)", capsys.readouterr().err)
     assert match is not None
     assert load(match[1]).space.size() == 12
