@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -16,12 +18,18 @@ _CLOCK_TOLERANCE_S = 2.0
 
 
 def _host() -> str:
-    """Return a name under which process ids are comparable: the host and, on Linux, its process namespace."""
+    """Return a name under which process ids are comparable: the host and, on Linux, its process namespace and boot."""
     try:
         namespace = os.readlink("/proc/self/ns/pid").strip("pid:[]")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").partition("-")[0]
     except OSError:
         return socket.gethostname()
-    return f"{socket.gethostname()}/{namespace}"
+    return f"{socket.gethostname()}/{namespace}/{boot}"
+
+
+def _created(process: psutil.Process) -> float:
+    """Return when a process began, on Linux since the boot: clocks are set, after a laptop has slept say."""
+    return process.create_time() - (psutil.boot_time() if psutil.LINUX else 0.0)
 
 
 @dataclass(frozen=True)
@@ -29,9 +37,9 @@ class Worker:
     """One process on one host; the creation time tells it from a later process with the same id.
 
     Args:
-        host: Host (and process namespace) in which ``pid`` means something.
+        host: Host (process namespace and boot) in which ``pid`` means something.
         pid: Process id.
-        created: Creation time in seconds since the epoch.
+        created: Creation time in seconds since the boot, or since the epoch where that is not known.
     """
 
     host: str
@@ -41,7 +49,7 @@ class Worker:
     @classmethod
     def current(cls) -> Worker:
         """Return the identity of this process."""
-        return cls(_host(), os.getpid(), psutil.Process().create_time())
+        return cls(_host(), os.getpid(), _created(psutil.Process()))
 
     @classmethod
     def parse(cls, text: str) -> Worker:
@@ -62,17 +70,21 @@ class Worker:
     def alive(self, *, heartbeat_age: float, lease_s: float) -> bool:
         """Return whether the process may still be evaluating.
 
-        On this host the process table decides; elsewhere the age of the last heartbeat does.
+        On this host the process table decides; elsewhere the age of the last heartbeat does. What has been silent since
+        before this host was booted, under its name, died with it.
 
         Args:
             heartbeat_age: Seconds since the last sign of life.
             lease_s: Age at which a process on another host counts as dead.
         """
-        if self.host != _host():
-            return heartbeat_age <= lease_s
+        here = _host()
+        if self.host != here:
+            machine = here.rpartition("/")[0]
+            died = machine == self.host.rpartition("/")[0] and heartbeat_age > time.time() - psutil.boot_time()
+            return heartbeat_age <= lease_s and not (machine and died)
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.created) <= _CLOCK_TOLERANCE_S
+            same = abs(_created(process) - self.created) <= _CLOCK_TOLERANCE_S
             return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 import studies
 from filelock import FileLock
@@ -515,6 +516,21 @@ def test_a_worker_identity_is_read_back_and_checked():
     assert not Worker("elsewhere", 1, 0.0).alive(heartbeat_age=2, lease_s=1)
     with pytest.raises(ValueError, match="must read host:pid:created, got 'nobody'"):
         Worker.parse("nobody")
+
+
+def test_a_process_lives_on_when_the_clock_is_set(monkeypatch):
+    worker, boot = Worker.current(), psutil.boot_time()
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot + 3600)
+    assert psutil.Process().create_time() > boot + 3600
+    assert worker.alive(heartbeat_age=1e9, lease_s=1)
+
+
+def test_another_boot_is_another_host_unless_it_was_before_this_one():
+    worker, up = Worker.current(), time.time() - psutil.boot_time()
+    other = Worker(f"{worker.host.rpartition('/')[0]}/01234567", worker.pid, worker.created)
+    assert other.alive(heartbeat_age=up / 2, lease_s=up)
+    assert not other.alive(heartbeat_age=up / 2, lease_s=up / 4)
+    assert not other.alive(heartbeat_age=up + 10, lease_s=2 * up + 20)
 
 
 def test_passwords_are_not_shown():
