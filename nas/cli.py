@@ -17,6 +17,7 @@ from nas.commands.functions import OneLineErrors
 from nas.commands.silence import silenced
 from nas.conditioned import ConditionedNetwork
 from nas.hypernetworks import publish_conditioned
+from nas.own_code import warn_of_data
 from nas.publishing import new_run_folder, publish
 from nas.samplers import publish_sampler
 from nas.search import SearchResult
@@ -213,7 +214,9 @@ class NASCLI(LightningCLI):
         return {"ckpt_path": str(path), "weights_only": True}
 
     def fit(self, **given: Any) -> None:
-        """Train; after Ctrl-C say how to continue."""
+        """Train; before it say what will not be kept, and after Ctrl-C how to continue."""
+        if self.folder is not None:
+            warn_of_data(given.get("datamodule"))
         try:
             self.trainer.fit(**given)
         except SystemExit:

@@ -73,6 +73,7 @@ def model_card(
     name: str,
     address: str,
     scores: Mapping[str, float],
+    options: str = "",
 ) -> str:
     """Return the card of a trained supernet in Markdown: what it is, what it reaches, how to use it.
 
@@ -82,6 +83,7 @@ def model_card(
         name: of the registered model.
         address: under which the commands find it.
         scores: ``val/<end>/<metric>`` of the last validation.
+        options: that the commands need beside the address.
     """
     kind = type(supernet.space).__name__
     lines = [
@@ -99,7 +101,7 @@ def model_card(
     lines += ["", "| | smallest | largest |", "|---|---|---|", *rows, ""]
     lines += [
         "Best subnetwork under a limit, as files:",
-        f"```\nnas sample {address} --max_params N --out tiny\n```",
+        f"```\nnas sample {address} --max_params N --out tiny{options}\n```",
         "The same question to MLflow:",
         f"```\nmlflow models serve -m {address} --env-manager local --port 5001\n"
         "curl http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' "

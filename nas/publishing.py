@@ -10,7 +10,8 @@ from typing import Any
 import lightning as L
 
 from nas.model_card import log_data, model_card, packaged
-from supernets import Supernet, save, weights_version
+from nas.own_code import options_for
+from supernets import Supernet, read_card, save, weights_version
 from trials import Tracker, TrackingUnavailableError
 
 __all__ = ["CHAMPION", "new_run_folder", "publish"]
@@ -68,7 +69,7 @@ def publish(
 
     saved = save(supernet, folder / "supernet", data=data)
     print(f"[fit] supernet of {supernet.space.size():,} subnetworks saved to {saved}")
-    address = str(saved)
+    address, needed = str(saved), options_for(read_card(saved))
     if isinstance(logger, TrackingLogger):
         name = f"{study}-supernet"
         tags = {"nas.kind": "supernet", "nas.weights": weights_version(supernet.source)}
@@ -76,7 +77,9 @@ def publish(
             tracker = Tracker(logger.tracking_uri, study)
             if data is not None:
                 log_data(tracker, str(logger.run_id), data, context="training")
-            card = model_card(supernet, data, name=name, address=f"models:/{name}@{CHAMPION}", scores=scores or {})
+            card = model_card(
+                supernet, data, name=name, address=f"models:/{name}@{CHAMPION}", scores=scores or {}, options=needed
+            )
             with tempfile.TemporaryDirectory() as place:
                 version = tracker.register_folder(
                     packaged(supernet, saved, Path(place) / "model", name=name),
@@ -93,5 +96,5 @@ def publish(
             print(f"warning: not registered in MLflow, but nothing is lost: {error}", file=sys.stderr)
     following: tuple[str, ...] = ("nas search", options, f"--ckpt_path {address}")
     if not supernet.rule.whole:
-        following = (f"nas export {address} --architecture selected",)
+        following = (f"nas export {address} --architecture selected{needed}",)
     print("\nNext:\n  " + " ".join(part for part in following if part))

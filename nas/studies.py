@@ -11,10 +11,11 @@ from nas.addresses import Located
 from nas.commands.tables import amount, table
 from nas.evaluation import scored_with
 from nas.model_card import log_data
+from nas.own_code import options_for
 from nas.progress import Progress
 from nas.search import Search, SearchResult, front
 from nas.settings import SearchSettings, open_search
-from supernets import Supernet
+from supernets import Supernet, read_card
 from trials import (
     Metric,
     Mirror,
@@ -187,7 +188,8 @@ def run_study(
     for path in files.values():
         print(f"  wrote {path}")
     if origin is not None and any(scored_with(trial, alone=True) for trial in result.front):
-        print(f"\nNext:\n  nas sample {origin.address} --study {settings.study} --out {settings.study}-best")
+        options = f"--study {settings.study} --out {settings.study}-best{options_for(read_card(origin.path))}"
+        print(f"\nNext:\n  nas sample {origin.address} {options}")
     return result
 
 

@@ -26,7 +26,7 @@ from search_spaces.slicing import (
     TensorSlice,
 )
 from search_spaces.space import SearchSpace
-from search_spaces.spec import construct, describe, import_path, load
+from search_spaces.spec import construct, describe, foreign, import_path, load
 from search_spaces.tdnn import TDNNSpace
 from search_spaces.transformer import TransformerSpace
 from search_spaces.transformer_stack import Stack
@@ -76,6 +76,7 @@ __all__ = [
     "describe",
     "fake_quantize",
     "fill",
+    "foreign",
     "from_config",
     "import_path",
     "load",

@@ -1,7 +1,8 @@
 """Objects as ``class_path`` / ``init_args`` trees, the form in which YAML and checkpoints name them.
 
 Every configurable class keeps each constructor argument as an attribute of the same name; that is all it takes to
-describe an object and to build it again, with no registry and no pickle.
+describe an object and to build it again, with no registry and no pickle. What Lightning's ``save_hyperparameters``
+keeps in ``hparams`` counts too.
 """
 
 import functools
@@ -9,10 +10,10 @@ import importlib
 import importlib.util
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["construct", "describe", "import_path", "load"]
+__all__ = ["construct", "describe", "foreign", "import_path", "load"]
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
@@ -92,10 +93,12 @@ def describe(value: Any, *, exclude: Sequence[str] = ()) -> Any:
         for p in inspect.signature(kind).parameters.values()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in exclude
     ]
-    missing = [name for name in names if not hasattr(value, name)]
+    saved = getattr(value, "hparams", None)
+    kept: Mapping[str, Any] = saved if isinstance(saved, Mapping) else {}
+    missing = [name for name in names if name not in kept and not hasattr(value, name)]
     if missing:
         raise ValueError(f"{import_path(kind)} must keep its constructor arguments as attributes; missing {missing}")
-    arguments = {name: describe(getattr(value, name)) for name in names}
+    arguments = {name: describe(getattr(value, name) if hasattr(value, name) else kept[name]) for name in names}
     return {"class_path": import_path(kind), "init_args": arguments}
 
 
@@ -143,28 +146,52 @@ def _is_node(tree: Any, kind: str) -> bool:
     return isinstance(tree, Mapping) and kind in tree and tree.keys() <= {kind, "init_args"}
 
 
-def _check_trust(tree: Any, trusted: Sequence[str]) -> None:
-    """Refuse every text in ``tree`` that names something importable outside the trusted packages.
+def foreign(tree: Any, trusted: Sequence[str]) -> list[str]:
+    """Return the packages outside ``trusted`` of which building ``tree`` would run code, in order of appearance."""
+    return list(dict.fromkeys(package for _, package in _foreign(tree, trusted)))
+
+
+def _foreign(tree: Any, trusted: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield every text in ``tree`` that names something importable outside the trusted packages, and its package.
 
     Every text, since a constructor may import what it is told by name; and whatever a trusted package has imported
     from elsewhere (``package.module.os.system``) belongs to where it comes from.
     """
     if isinstance(tree, Mapping):
         for item in tree.values():
-            _check_trust(item, trusted)
-        if _is_node(tree, "class_path") and not inspect.isclass(load(tree["class_path"])):
-            raise ValueError(f"class_path {tree['class_path']!r} must name a class")
+            yield from _foreign(item, trusted)
     elif isinstance(tree, list | tuple):
         for item in tree:
-            _check_trust(item, trusted)
+            yield from _foreign(item, trusted)
     elif isinstance(tree, str) and _DOTTED.fullmatch(tree):
         origin = _origin(tree) if _within(tree, trusted) else tree
         package = origin.partition(".")[0]
         if not _within(origin, trusted) and importlib.util.find_spec(package) is not None:
-            raise ValueError(
-                f"the file names {tree!r}, and loading it would run code of {package!r}; if you trust the file, allow "
-                f"it by trust=[{package!r}], on the command line --trust {package}"
-            )
+            yield tree, package
+
+
+def _check_trust(tree: Any, trusted: Sequence[str]) -> None:
+    """Refuse a tree that names what is not trusted, or something else than a class as one."""
+    found = list(_foreign(tree, trusted))
+    if found:
+        packages = list(dict.fromkeys(package for _, package in found))
+        raise ValueError(
+            f"the file names {found[0][0]!r}, and loading it would run code of {', '.join(map(repr, packages))}; if "
+            f"you trust the file, allow it by trust={packages}, on the command line --trust {','.join(packages)}"
+        )
+    _check_classes(tree)
+
+
+def _check_classes(tree: Any) -> None:
+    """Refuse a ``class_path`` that names a function."""
+    if isinstance(tree, Mapping):
+        for item in tree.values():
+            _check_classes(item)
+        if _is_node(tree, "class_path") and not inspect.isclass(load(tree["class_path"])):
+            raise ValueError(f"class_path {tree['class_path']!r} must name a class")
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            _check_classes(item)
 
 
 def _within(path: str, packages: Sequence[str]) -> bool:

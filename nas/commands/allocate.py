@@ -14,6 +14,7 @@ from nas.commands.limits import given_limits
 from nas.commands.sample import data_from
 from nas.commands.silence import silenced
 from nas.commands.tables import amount, table
+from nas.commands.trusting import packages
 from nas.costs import Cost, ModelSize
 from nas.trainer import open_supernet
 
@@ -45,7 +46,7 @@ def allocate(
         distortion: of the outputs: mse, kl, or worst for the example that suffers most.
         rounds: tables around the answer that mend it.
         data: YAML file with a `data` section, for checkpoints that do not name their data.
-        trust: a package of your own that the supernet may name, that of your model say, or a list of them.
+        trust: packages of your own that the supernet may name, that of your model say, with commas between.
 
     Raises:
         UsageError: no budget is given, or none can be kept; the smallest that can be reached is named.
@@ -59,7 +60,7 @@ def allocate(
         )
     with silenced():
         located = locate(supernet)
-        net, module = open_supernet(located, None, data_from(data), trust=[trust] if isinstance(trust, str) else trust)
+        net, module = open_supernet(located, None, data_from(data), trust=packages(trust))
         base = spelt_out(architecture, net.space)
         if base is None:
             raise UsageError(f"--architecture must be a JSON object, smallest, middle or largest, got {architecture!r}")

@@ -6,6 +6,7 @@ from nas.addresses import locate
 from nas.commands.boundary import UsageError
 from nas.commands.sample import data_from
 from nas.commands.silence import silenced
+from nas.commands.trusting import packages
 from nas.delivery import deliver, describe_delivery, register
 from nas.known import Known, known_trials
 from nas.trainer import open_supernet
@@ -46,7 +47,7 @@ def export(
         overwrite: replace an earlier export in `out`.
         real_only: refuse onnx-lowbit where some bits are stored only or simulated.
         time: measure each ONNX file whole with ONNX Runtime, one example and one thread.
-        trust: a package of your own that the supernet may name, that of your model say, or a list of them.
+        trust: packages of your own that the supernet may name, that of your model say, with commas between.
 
     Raises:
         InvalidArchitectureError: the architecture is not one of the space.
@@ -55,7 +56,7 @@ def export(
     """
     with silenced():
         located = locate(supernet)
-        net, module = open_supernet(located, None, data_from(data), trust=[trust] if isinstance(trust, str) else trust)
+        net, module = open_supernet(located, None, data_from(data), trust=packages(trust))
         chosen, trial = _selected(net) if architecture == "selected" else spelt_out(architecture, net.space), None
         if chosen is None:
             known = known_trials(located, weights=weights_version(net.source), study=study, storage=storage)

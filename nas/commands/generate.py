@@ -11,6 +11,7 @@ from nas.commands.boundary import UsageError
 from nas.commands.sample import data_from
 from nas.commands.silence import silenced
 from nas.commands.tables import table
+from nas.commands.trusting import packages
 from nas.dataset_maker import DatasetMaker
 from nas.generation import open_weight_maker
 from nas.making import Request
@@ -49,7 +50,7 @@ def generate(
         count: networks to sample for a data set, of which the best on its validation split is written.
         unscored: leave out the scores of the validation and test splits.
         overwrite: replace the file.
-        trust: a package of your own that the model may name, or a list of them.
+        trust: packages of your own that the model may name, that of your model say, with commas between.
         seed: of hypernetworks that draw.
 
     Raises:
@@ -64,7 +65,7 @@ def generate(
         raise UsageError(f"nas generate needs {wanted}, not both")
     request = Request(pairs(condition, "condition"), pairs(size, "size"), seed, examples, count)
     with silenced():
-        names = [trust] if isinstance(trust, str) else trust
+        names = packages(trust)
         maker = open_weight_maker(locate(model), data=data_from(data), trust=names)
         if condition is None and size is None and not isinstance(maker, DatasetMaker):
             raise UsageError(f"nas generate needs {wanted} for {model}")

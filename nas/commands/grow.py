@@ -15,6 +15,7 @@ from nas.commands.sample import data_from
 from nas.commands.sections import build_section
 from nas.commands.silence import silenced
 from nas.commands.tables import amount, table
+from nas.commands.trusting import packages
 from nas.objectives import prepare
 from nas.standalone import score
 from nas.trainer import open_supernet
@@ -57,7 +58,7 @@ def grow(
         out: folder to write, new or empty.
         data: YAML file with a `data` section, for checkpoints that do not name their data.
         overwrite: replace an earlier supernet in `out`.
-        trust: a package of your own that the supernets may name, that of your model say, or a list of them.
+        trust: packages of your own that the supernets may name, that of your model say, with commas between.
         seed: of new features.
 
     Raises:
@@ -69,7 +70,7 @@ def grow(
     if second is None and second_architecture is not None:
         raise UsageError("--second_architecture names a network of --second; give --second too")
     with silenced():
-        names = [trust] if isinstance(trust, str) else trust
+        names = packages(trust)
         net, module = open_supernet(locate(supernet), None, data_from(data), trust=names)
         trained = [(net, _named(architecture, net.space, "architecture"))]
         if second is not None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from nas.commands.boundary import UsageError, one_line
 from nas.commands.silence import silenced
+from nas.commands.trusting import packages
 from nas.findings import find, space_of
 from nas.report import write_comparison, write_report
 from nas.reporting import summarise
@@ -36,7 +37,7 @@ def report(
         out: folder to write; runs/STUDY/report by default, runs/compare/COMPARE-STUDY for two.
         resync: also bring the record in MLflow up to date.
         uri: MLflow for that; MLFLOW_TRACKING_URI or mlflow.db here by default.
-        trust: a package of your own that the supernet may name, that of your model say, or a list of them.
+        trust: packages of your own that the supernet may name, that of your model say, with commas between.
 
     Raises:
         StudyNotFoundError: there is no such study.
@@ -51,7 +52,7 @@ def report(
             _compare((compare, *_read(compare, storage)), (study, spec, trials), out)
             return
         folder = RUNS / study / "report" if out is None else Path(out)
-        space = _space(spec, supernet, [trust] if isinstance(trust, str) else trust)
+        space = _space(spec, supernet, packages(trust))
         findings = find(spec, trials, space, storage=storage)
         files = [*write_report(spec, trials, folder, findings).values(), write_trials(trials, folder)]
         best = summarise(spec, trials).front

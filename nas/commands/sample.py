@@ -7,6 +7,7 @@ import lightning as L
 from nas.addresses import locate
 from nas.commands.limits import costs_for, given_limits
 from nas.commands.silence import silenced
+from nas.commands.trusting import packages
 from nas.delivery import deliver, describe_delivery, register
 from nas.evaluation import Evaluate, Screen
 from nas.known import best_under, known_trials
@@ -63,7 +64,7 @@ def sample(
         formats: of safetensors, pt2, onnx and onnx-lowbit (quantised networks, their weights packed).
         overwrite: replace an earlier export in `out`.
         time: measure each ONNX file whole with ONNX Runtime, one example and one thread.
-        trust: a package of your own that the supernet may name, that of your model say, or a list of them.
+        trust: packages of your own that the supernet may name, that of your model say, with commas between.
         seed: of the quick search.
 
     Raises:
@@ -82,7 +83,7 @@ def sample(
     )
     with silenced():
         located = locate(supernet)
-        net, module = open_supernet(located, None, data_from(data), trust=[trust] if isinstance(trust, str) else trust)
+        net, module = open_supernet(located, None, data_from(data), trust=packages(trust))
         version = weights_version(net.source)
         known = known_trials(located, weights=version, study=study, storage=storage)
         screen = Screen(net.space, costs_for(net.space, limits), limits)

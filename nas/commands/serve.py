@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nas.commands.boundary import UsageError
 from nas.commands.silence import silenced
+from nas.commands.trusting import packages
 
 __all__ = ["serve"]
 
@@ -58,7 +59,7 @@ def serve(
         stall: seconds that a client may take to send a request, or to take in a piece of the answer.
         rate: requests per second and client address; no limit by default.
         reload: seconds between looks for a newer version of the supernets and their studies.
-        trust: a package of your own that a supernet may name, that of your model say, or a list of them.
+        trust: packages of your own that a supernet may name, that of your model say, with commas between.
 
     Raises:
         UsageError: a supernet does not exist, or the host needs a token.
@@ -82,7 +83,7 @@ def serve(
         study=study,
         storage=storage,
         data=data,
-        trust=(trust,) if isinstance(trust, str) else tuple(trust),
+        trust=tuple(packages(trust)),
         folder=folder,
         cache_bytes=int(cache_bytes),
         max_body=int(max_body),

@@ -20,8 +20,9 @@ from mlflow.exceptions import MlflowException
 from nas.__main__ import main
 from nas.callbacks import FitProgress
 from nas.objectives import Evaluation, WeightSharing
+from nas.own_code import options_for
 from search_spaces import Architecture
-from supernets import load
+from supernets import load, read_card
 from tests.programs import run_code
 from trials import Mirror, Tracker, TrackingUnavailableError, TrialState, TrialStore
 
@@ -383,13 +384,32 @@ def test_mlflow_that_goes_away_during_a_fit_costs_the_registration_alone(
 
 
 MODELS = """
+import lightning as L
 from torch import nn
+
+from nas import DigitsData
 
 
 class Net(nn.Sequential):
     def __init__(self, width):
         super().__init__(nn.Flatten(), nn.Linear(64, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 10))
+
+
+class Data(L.LightningDataModule):
+    def __init__(self, batch_size=64, keep=True):
+        super().__init__()
+        if keep:
+            self.save_hyperparameters()
+        digits = DigitsData(batch_size=batch_size)
+        for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+            setattr(self, name, getattr(digits, name))
 """
+OWN = (
+    """class_path: search_spaces.MLPSpace
+      init_args: {in_features: 64, num_classes: 10, widths: [8, 16, 32], depths: [1, 2]}""",
+    """class_path: search_spaces.FactorySpace
+      init_args: {builder: their_models.Net, choices: {width: [8, 16]}, input_shape: [1, 8, 8]}""",
+)
 
 
 def test_a_model_beside_the_configuration_is_found_and_trusted_by_name_only(
@@ -398,22 +418,29 @@ def test_a_model_beside_the_configuration_is_found_and_trusted_by_name_only(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
     (tmp_path / "their_models.py").write_text(MODELS)
-    config = experiment.write_config(
-        tmp_path,
-        (
-            """class_path: search_spaces.MLPSpace
-      init_args: {in_features: 64, num_classes: 10, widths: [8, 16, 32], depths: [1, 2]}""",
-            """class_path: search_spaces.FactorySpace
-      init_args: {builder: their_models.Net, choices: {width: [8, 16]}, input_shape: [1, 8, 8]}""",
-        ),
-    )
+    config = experiment.write_config(tmp_path, OWN)
     off = ["--trainer.logger", "false"]
-    assert main(["fit", "-c", config, *off]) == 0
+    assert main(["fit", "-c", config, *off, "--data", "their_models.Data", "--data.batch_size", "128"]) == 0
+    assert "will not be kept" not in capsys.readouterr().err
     saved = "runs/small/fit-1/supernet"
-    assert main(["search", "-c", config, "--ckpt_path", saved, *off]) == 0
-    capsys.readouterr()
+    assert main(["search", "-c", config, "--data", "their_models.Data", "--ckpt_path", saved, *off]) == 0
+    following = capsys.readouterr().out.rpartition("Next:")[2].split()
+    assert following[-2:] == ["--trust", "their_models"]
     assert main(["sample", saved, "--out", "tiny"]) == 2
     assert "--trust their_models" in capsys.readouterr().err
     assert not Path("tiny").exists()
-    assert main(["sample", saved, "--out", "tiny", "--trust", "their_models"]) == 0
+    assert main(["sample", saved, "--out", "tiny", "--formats", '["safetensors"]', "--trust", "json,their_models"]) == 0
     assert Path("tiny/model.safetensors").exists()
+
+
+def test_data_that_cannot_be_kept_with_the_supernet_is_told_before_training_and_named_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "their_data.py").write_text(MODELS)
+    config = experiment.write_config(tmp_path, tuple(text.replace("their_models", "their_data") for text in OWN))
+    own = ["--trainer.logger", "false", "--data", "their_data.Data", "--data.keep", "false"]
+    assert main(["fit", "-c", config, *own]) == 0
+    assert "the data will not be kept with what is trained: their_data.Data must keep" in capsys.readouterr().err
+    assert options_for(read_card("runs/small/fit-1/supernet")) == " --trust their_data --data CONFIG.yaml"

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import pytest
 from jsonargparse import ArgumentParser
+from lightning import LightningDataModule
 from torch import nn
 
-from search_spaces import Architecture, Choice, MLPSpace, SearchSpace, construct, describe, import_path, load
+from search_spaces import Architecture, Choice, MLPSpace, SearchSpace, construct, describe, foreign, import_path, load
 from tests.search_spaces.models import UserCNN
 
 
@@ -23,6 +24,28 @@ class Forgetful:
 
     def __init__(self, size: int) -> None:
         del size
+
+
+class Rows(LightningDataModule):
+    """Keeps its arguments as Lightning proposes."""
+
+    def __init__(self, path: str, size: int = 3) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+def test_hyperparameters_that_lightning_saves_are_kept_arguments():
+    again = construct(json.loads(json.dumps(describe(Rows("rows.csv")))))
+    assert isinstance(again, Rows)
+    assert dict(again.hparams) == {"path": "rows.csv", "size": 3}
+
+
+def test_foreign_packages_are_found_wherever_they_are_named():
+    tree = {"a": [{"class_path": "json.JSONDecoder", "init_args": {"of": ["math.floor", "json.loads"]}}], "b": "a text"}
+    assert foreign(tree, ()) == ["json", "math"]
+    assert foreign(tree, ("json",)) == ["math"]
+    with pytest.raises(ValueError, match=r"run code of 'json', 'math'.*trust=\['json', 'math'\].*--trust json,math"):
+        construct(tree, trusted=("torch",))
 
 
 def test_an_object_is_described_by_class_and_arguments_all_the_way_down():
