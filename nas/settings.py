@@ -23,6 +23,7 @@ from nas.trust import TrustGate
 from nas.warm_start import WarmStart, told_first
 from search_spaces import SearchSpace
 from supernets import Supernet
+from supernets.mismatch import check_data
 from trials import (
     Executor,
     Metric,
@@ -190,7 +191,11 @@ def open_search(
     screen = Screen(space, costs, problem.limits)
     sample_within(space, screen.limits, screen.meter, torch.Generator().manual_seed(settings.seed), count=1)
     if settings.executor == "process":  # data that is not there is one error, not that of every trial
-        prepare(data if settings.workers == 0 else copy.deepcopy(data))  # what goes to workers stays small
+        read = data if settings.workers == 0 else copy.deepcopy(data)  # what goes to workers stays small
+        prepare(read)
+        check_data(space, read)
+        if isinstance(objective, WeightSharing):
+            objective.require_share(read)
     facts = dict(metadata or {})
     if objective.inherits and supernet.source.generated:
         path = Path(runs) / settings.study / "report" / "trust.json"  # with the report it goes to MLflow

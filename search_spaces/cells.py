@@ -169,7 +169,7 @@ class CellSpace(SearchSpace):
     Args:
         num_classes: number of logits.
         in_channels: channels of the images.
-        resolution: side of the example images, in pixels; any other works.
+        resolution: side of the images, in pixels; networks take any, costs are counted for this one.
         widths: channels of the stages; each stage after the first halves the resolution.
         cells: cells in each stage.
         operations: candidates of every edge, among those of the default.

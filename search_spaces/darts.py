@@ -146,7 +146,7 @@ class DARTSSpace(SearchSpace):
     Args:
         num_classes: number of logits.
         in_channels: channels of the images.
-        resolution: side of the example images, in pixels; any other works.
+        resolution: side of the images, in pixels; networks take any, costs are counted for this one.
         width: channels of a node of the first cell; even.
         cells: cells in all, at least 3.
         nodes: nodes of a cell beside its two inputs.

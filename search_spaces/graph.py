@@ -60,7 +60,7 @@ class GraphSpace(SearchSpace):
         activation_bits: ascending candidates of every other site.
         sites: what is quantised beside the weights: ``features`` (input of the linear map), ``linear`` (its output),
             ``attention`` (coefficients) and ``aggregation`` (the sum over neighbours).
-        nodes: of the graph; together with ``edges`` the size of the example inputs.
+        nodes: of the graph; with ``edges`` what buffers and multiply-accumulates are counted for.
         edges: of the graph, each direction counted.
 
     Raises:

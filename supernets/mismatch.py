@@ -7,30 +7,82 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from search_spaces import SearchSpace
+from search_spaces import GraphSpace, QuantizedSpace, SearchSpace
 
-__all__ = ["check_data", "explained"]
+__all__ = ["check_batch", "check_data", "explained", "without_bits"]
+
+
+def without_bits(space: SearchSpace) -> SearchSpace:
+    """Return the space that says what networks are like: of a quantised space the one inside."""
+    return space.space if isinstance(space, QuantizedSpace) else space
 
 
 def check_data(space: SearchSpace, data: Any) -> None:
-    """Refuse data with tokens that the networks do not know, or longer than they take.
+    """Refuse data that the networks do not take, or whose size is not the one that costs are counted for.
+
+    What both say of themselves in public attributes is compared, and what either does not say is taken.
 
     Args:
-        space: of the networks; one without ``vocabulary`` or ``context`` takes any.
-        data: the data module, if any, set up; one without ``vocabulary_size`` or ``max_length`` is taken.
+        space: of the networks: its ``vocabulary``, ``context`` and ``num_classes`` must be enough for the data, its
+            ``nodes``, ``edges``, ``in_features``, ``in_channels``, ``resolution`` and ``image_size`` those of the data.
+        data: the data module, if any, set up: ``vocabulary_size``, ``max_length``, ``num_classes``, ``nodes``,
+            ``edges``, ``in_features`` and ``image_shape`` (channels, height, width).
 
     Raises:
-        ValueError: saying what is too large, before a batch breaks the table of tokens or positions.
+        ValueError: saying which field of the space must have which value.
     """
-    for field, said, unit in (
-        ("vocabulary", "vocabulary_size", "different tokens"),
-        ("context", "max_length", "tokens"),
+    space = without_bits(space)
+    shape = getattr(data, "image_shape", None)
+    channels, height, width = shape if isinstance(shape, tuple) and len(shape) == 3 else (None, None, None)
+    side = height if height == width else None
+    for field, given, unit in (
+        ("vocabulary", getattr(data, "vocabulary_size", None), "different tokens"),
+        ("context", getattr(data, "max_length", None), "tokens"),
+        ("num_classes", getattr(data, "num_classes", None), "classes"),
     ):
-        known, given = getattr(space, field, None), getattr(data, said, None)
-        if known is not None and given is not None and given > known:
+        known = getattr(space, field, None)
+        if isinstance(known, int) and isinstance(given, int) and given > known:
             raise ValueError(
                 f"{type(space).__name__}.{field} must be at least {given}, the {unit} of {type(data).__name__}, got "
                 f"{known}; raise it in model.space, or make the data smaller"
+            )
+    for field, given, unit in (
+        ("in_features", getattr(data, "in_features", None), "features of each example"),
+        ("nodes", getattr(data, "nodes", None), "nodes of the graph"),
+        ("edges", getattr(data, "edges", None), "edges of the graph, each direction counted"),
+        ("in_channels", channels, "channels of the images"),
+        ("resolution", side, "side of the images"),
+        ("image_size", side, "side of the images"),
+    ):
+        known = getattr(space, field, None)
+        if isinstance(known, int) and isinstance(given, int) and given != known:
+            raise ValueError(
+                f"{type(space).__name__}.{field} must be {given}, the {unit} of {type(data).__name__}, got {known}; "
+                "correct it in model.space, or costs would be those of another size"
+            )
+
+
+def check_batch(space: SearchSpace, inputs: Sequence[Any]) -> None:
+    """Refuse a batch of a larger graph than the one that costs are counted for.
+
+    Args:
+        space: of the architectures; of other spaces than ``GraphSpace`` any batch is taken.
+        inputs: of the first batch.
+
+    Raises:
+        ValueError: saying the numbers of nodes or edges.
+    """
+    space = without_bits(space)
+    if not isinstance(space, GraphSpace) or len(inputs) != 2:
+        return
+    for field, known, given in (
+        ("nodes", space.nodes, inputs[0].shape[0]),
+        ("edges", space.edges, inputs[1].shape[1]),
+    ):
+        if given > known:
+            raise ValueError(
+                f"GraphSpace.{field} must be at least {given}, the {field} of the first training batch, got {known}; "
+                "correct it in model.space, or the sizes of buffers would be those of another graph"
             )
 
 

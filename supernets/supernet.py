@@ -19,7 +19,7 @@ from supernets.card import card
 from supernets.decay import parameter_groups
 from supernets.draws import distinct
 from supernets.held_out import HeldOut
-from supernets.mismatch import check_data, explained
+from supernets.mismatch import check_batch, check_data, explained, without_bits
 from supernets.readiness import check_trainer
 from supernets.rules import SamplingRule, SandwichRule, Slot
 from supernets.schedules import scheduled
@@ -85,7 +85,7 @@ class Supernet(L.LightningModule):
         self.source = source(space)
         self.rule = SandwichRule() if rule is None else rule
         self.rule.check(space, self.source)
-        task.check(space)
+        task.check(without_bits(space))
         self.rule.prepare(space, self.source, seed=seed)
         self.optimizer = optimizer
         self.schedule = schedule
@@ -260,6 +260,8 @@ class Supernet(L.LightningModule):
         """Train every slot of the rule and take one optimiser step on the summed gradients."""
         del batch_idx
         step, optimizer, scheduler = self.global_step, self._optimizer(0), self.lr_schedulers()
+        if step == 0:
+            check_batch(self.space, self.task.inputs(batch))
         with explained(self.space, self.task.inputs(batch), first=step == 0):
             self._observe([batch])
         own, held_out = self.rule.loss(step), self.rule.held_out_rows(step)

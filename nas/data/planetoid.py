@@ -107,6 +107,21 @@ class PlanetoidData(LightningDataModule):
             self._splits = self._load()
         return self._splits
 
+    @property
+    def nodes(self) -> int:
+        """Number of nodes."""
+        return self.splits.features.shape[0]
+
+    @property
+    def edges(self) -> int:
+        """Number of edges, each direction counted."""
+        return self.splits.edge_index.shape[1]
+
+    @property
+    def in_features(self) -> int:
+        """Number of features of a node."""
+        return self.splits.features.shape[1]
+
     def _load(self) -> GraphSplits:
         folder, name = _find(self.path)
         with warnings.catch_warnings():

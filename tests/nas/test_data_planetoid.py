@@ -57,6 +57,7 @@ def test_the_graph_and_its_splits_are_read(folder: Path, monkeypatch: pytest.Mon
     assert torch.equal(splits.labels, torch.arange(NODES) % CLASSES)
     edges = set(map(tuple, splits.edge_index.t().tolist()))
     assert edges == {pair for a in range(NODES) for b in [(a + 1) % NODES] for pair in ((a, b), (b, a))}
+    assert (data.nodes, data.edges, data.in_features) == (NODES, 2 * NODES, FEATURES)
     assert splits.train.nonzero().flatten().tolist() == list(range(LABELLED))
     assert splits.validation.nonzero().flatten().tolist() == list(range(LABELLED, LABELLED + 500))
     assert splits.test.nonzero().flatten().tolist() == list(range(NODES - TESTED, NODES))

@@ -6,10 +6,30 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from search_spaces import MLPSpace, SearchSpace, Stack, TransformerSpace, TranslationSpace
-from supernets import Classification, LanguageModelling, Supernet, Task, Translation
+from search_spaces import (
+    CellSpace,
+    GraphSpace,
+    MLPSpace,
+    QuantizedSpace,
+    SearchSpace,
+    Stack,
+    TransformerSpace,
+    TranslationSpace,
+)
+from supernets import (
+    Classification,
+    LanguageModelling,
+    NodeClassification,
+    QuantizedWeights,
+    SharedWeights,
+    Supernet,
+    Task,
+    Translation,
+)
 from supernets.mismatch import check_data
 
 Fit = Callable[..., L.Trainer]
@@ -36,11 +56,12 @@ def translation(**options: Any) -> TranslationSpace:
         (translation(), Translation(max_length=9), r"max_length must be at most TranslationSpace.context=8, .* got 9"),
         (translation(padding=5), Translation(max_length=8), r"padding must be .* got 0 and TranslationSpace.padding=5"),
         (translation(), Translation(end=12, max_length=8), r"among the 12 tokens .* got 0, 1 and 12"),
+        (QuantizedSpace(MLPSpace(6, 4)), Classification(3), r"got 3 and MLPSpace.num_classes=4"),
     ],
 )
 def test_a_space_that_does_not_fit_the_task_is_refused(space: SearchSpace, task: Task, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Supernet(space, task)
+        Supernet(space, task, source=QuantizedWeights if isinstance(space, QuantizedSpace) else SharedWeights)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +84,48 @@ def test_data_with_more_or_longer_tokens_than_the_networks_take_are_refused() ->
         check_data(translation(), SimpleNamespace(vocabulary_size=13))
     with pytest.raises(ValueError, match=r"TranslationSpace.context must be at least 9, .* got 8"):
         check_data(translation(), SimpleNamespace(max_length=9))
+
+
+@pytest.mark.parametrize(
+    ("space", "said", "message"),
+    [
+        (GraphSpace(6, 3, nodes=40, edges=60), {"nodes": 41}, r"GraphSpace.nodes must be 41, the nodes .* got 40"),
+        (GraphSpace(6, 3, nodes=40, edges=60), {"nodes": 40, "edges": 50}, r"GraphSpace.edges must be 50, .* got 60"),
+        (GraphSpace(6, 3), {"in_features": 7}, r"GraphSpace.in_features must be 7, .* got 6"),
+        (MLPSpace(6, 4), {"num_classes": 5}, r"MLPSpace.num_classes must be at least 5, .* got 4"),
+        (CellSpace(3, resolution=8), {"image_shape": (1, 8, 8)}, r"CellSpace.in_channels must be 1, .* got 3"),
+        (CellSpace(3, resolution=8), {"image_shape": (3, 9, 9)}, r"CellSpace.resolution must be 9, .* got 8"),
+        (QuantizedSpace(MLPSpace(6, 4)), {"num_classes": 5}, r"MLPSpace.num_classes must be at least 5, .* got 4"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_what_costs_are_counted_for_is_the_size_of_the_data(space: SearchSpace, said: Any, message: str) -> None:
+    check_data(space, SimpleNamespace(**dict.fromkeys(said)))
+    with pytest.raises(ValueError, match=message):
+        check_data(space, SimpleNamespace(**said))
+
+
+def test_a_space_in_the_size_of_the_data_is_taken() -> None:
+    graph = SimpleNamespace(nodes=40, edges=60, in_features=6, num_classes=2)
+    check_data(GraphSpace(6, 3, nodes=40, edges=60), graph)
+    check_data(CellSpace(3, resolution=8), SimpleNamespace(image_shape=(3, 8, 8), num_classes=3))
+    check_data(CellSpace(3, resolution=8), SimpleNamespace(image_shape=(3, 8, 6)))  # no resolution says that
+
+
+class Graph(L.LightningDataModule):
+    """A graph that says nothing of itself."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        ring = torch.stack([torch.arange(5), (torch.arange(5) + 1) % 5])
+        whole: Any = [(torch.ones(5, 4), ring, torch.arange(5) % 2, torch.ones(5, dtype=torch.bool))]
+        return DataLoader(whole, batch_size=None)
+
+
+@pytest.mark.parametrize(("field", "given"), [("nodes", 4), ("edges", 3)])
+def test_training_does_not_begin_on_a_larger_graph_than_that_of_the_space(fit: Fit, field: str, given: int) -> None:
+    space = GraphSpace(4, 2, widths=(4, 8), **{"nodes": 5, "edges": 5, field: given})
+    with pytest.raises(ValueError, match=rf"GraphSpace.{field} must be at least 5, .* first .* got {given}"):
+        fit(Supernet(space, NodeClassification(2)), None, steps=1, datamodule=Graph())
 
 
 class Words(L.LightningDataModule):
