@@ -80,7 +80,7 @@ def deliver(
     }
     exported = export(
         handed,
-        space.inputs(architecture, batch_size=2),
+        splits["val"].examples(architecture, batch_size=2),
         folder,
         formats=formats,
         manifest=manifest,
@@ -92,7 +92,7 @@ def deliver(
     timings = {}
     if time:
         files = {name: exported.files[name] for name in timed}
-        timings = time_models(files, space.inputs(architecture, 1))
+        timings = time_models(files, splits["val"].examples(architecture))
     return Delivered(architecture, costs, scores, exported, timings)
 
 

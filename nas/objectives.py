@@ -2,13 +2,13 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nas.confidence import Confidence
 from nas.standalone import Recipe, on_device, score, train
@@ -25,6 +25,8 @@ from supernets import (
 from trials import Limit, Metric
 
 __all__ = ["Evaluation", "FromScratch", "Objective", "UntrainedError", "WeightSharing"]
+
+_IMAGES = 4  # dimensions: batch, channels, height, width
 
 
 class UntrainedError(ValueError):
@@ -148,6 +150,44 @@ class WeightSharing(Objective):
             loader = self.data.val_dataloader() if self.split == "val" else self.data.test_dataloader()
             self._batches = self._moved(calibration_batches(self.data, count)), self._moved(self._some(loader))
         return self._batches
+
+    def examples(self, architecture: Architecture, batch_size: int = 1) -> tuple[Tensor, ...]:
+        """Return example inputs of a subnetwork: the space's, images as large as those of the data.
+
+        A network that resizes images itself is then exported for the images that it is scored on.
+
+        Args:
+            architecture: of the subnetwork.
+            batch_size: of the inputs.
+        """
+        made = self.supernet.space.inputs(architecture, batch_size=batch_size)
+        scored = self.batches()[1]
+        if not scored:
+            return made
+        given = self.supernet.task.inputs(scored[0])
+        if [tensor.ndim for tensor in made] != [tensor.ndim for tensor in given]:
+            return made
+        return tuple(
+            own.new_zeros(*own.shape[:2], *real.shape[2:]) if own.ndim == _IMAGES else own
+            for own, real in zip(made, given, strict=True)
+        )
+
+    def require_share(self, data: L.LightningDataModule) -> None:
+        """Refuse a ``fraction`` that is no part of the scored batches.
+
+        Raises:
+            ValueError: it is less than one of them, or all; loaders of unknown length are not checked.
+        """
+        loader = data.val_dataloader() if self.split == "val" else data.test_dataloader()
+        if self.fraction == 1 or not isinstance(loader, Sized):
+            return
+        share = self.fraction * len(loader)
+        if share < 1 or math.ceil(share) == len(loader):
+            raise ValueError(
+                "search.rungs: fidelities of WeightSharing take whole batches, at least one and not all, and "
+                f"{self.fraction:g} of {len(loader)} scored batches is {'none' if share < 1 else 'all'}; lower "
+                "data.eval_batch_size, or leave out this rung"
+            )
 
     def _some(self, loader: Iterable[Any]) -> list[Any]:
         batches = list(loader)

@@ -97,7 +97,7 @@ class WeightCache:
         manifest = manifest_of(
             served.supernet, architecture, served.screen.meter(architecture), weights=served.objective.version
         )
-        inputs = served.space.inputs(architecture, batch_size=2)
+        inputs = served.objective.examples(architecture, batch_size=2)
         try:
             if form == "safetensors":
                 export(handed, inputs, place, formats=[form], manifest=manifest, reference=bound)

@@ -118,7 +118,7 @@ class Service:
             for choice in space.choices
         ]
         with torch.device("meta"):
-            shapes = [tuple(tensor.shape) for tensor in space.inputs(space.largest())]
+            shapes = [tuple(tensor.shape) for tensor in served.objective.examples(space.largest())]
         return ModelInfo(
             **summary(served).model_dump(),
             space=SpaceInfo(

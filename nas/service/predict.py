@@ -26,7 +26,7 @@ def read_inputs(served: Served, architecture: Architecture, given: Sequence[Any]
         RefusedError: number, shape or kind of the inputs is another, or a value is not finite (422).
     """
     with torch.device("cpu"):
-        examples = served.space.inputs(architecture)
+        examples = served.objective.examples(architecture)
     if len(given) != len(examples):
         raise _bad(f"the network takes {len(examples)} inputs, got {len(given)}")
     pairs = zip(given, examples, strict=True)

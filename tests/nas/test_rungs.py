@@ -168,7 +168,7 @@ class Data(L.LightningDataModule):
     test_dataloader = val_dataloader
 
 
-def test_objectives_have_cheaper_versions():
+def test_objectives_have_cheaper_versions(tmp_path):
     net, data = Supernet(SPACE, Classification(3)), Data()
     shared = WeightSharing(net, data, calibration=2)
     third = shared.at(0.3)
@@ -177,6 +177,15 @@ def test_objectives_have_cheaper_versions():
     assert [int(next(i for i, b in enumerate(whole) if torch.equal(a[0], b[0]))) for a in scored] == [0, 3, 6]
     assert third.identity() == shared.identity() + ":0.3 of the batches"
     assert third.calibration == 2
+    third.require_share(data)
+    shared.require_share(data)
+    for fidelity, is_ in ((0.05, "none"), (0.95, "all")):
+        given = settings(tmp_path, objective=lambda n, d, f=fidelity: WeightSharing(n, d).at(f))
+        refused = pytest.raises(
+            ValueError, match=f"{fidelity} of 10 scored batches is {is_}; lower data.eval_batch_size"
+        )
+        with refused, open_search(net, data, given, runs=str(tmp_path)):
+            pass
     scratch = FromScratch(net, data, recipe=Recipe(steps=50))
     assert scratch.at(0.1).recipe.steps == 5
     assert scratch.at(0.001).identity() == "scratch:1:val:8"

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from nas.delivery import deliver
 from nas.objectives import WeightSharing
 from nas.settings import SearchSettings, open_search
 from nas.trainer import data_of
-from search_spaces import MLPSpace
+from search_spaces import ConvNetSpace, MLPSpace, Stage, Stem
 from supernets import CheckpointError, Classification, SharedWeights, Supernet, UncalibratedError
 from trials import StudyMismatchError
 
@@ -91,3 +92,23 @@ def test_a_data_module_is_built_from_a_card_only_if_the_card_is_trusted():
     assert data_of({"data": tree}, given, address="a.ckpt") is given
     digits = data_of({"data": {"class_path": "nas.data.DigitsData", "init_args": {}}}, None, address="a.ckpt")
     assert type(digits).__name__ == "DigitsData"
+
+
+class Images(Data):
+    """Images twice as large as the network resizes them to."""
+
+    def _loader(self, count: int) -> DataLoader:
+        inputs = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(count))
+        return DataLoader(TensorDataset(inputs, torch.arange(count) % 3), batch_size=4)
+
+
+def test_a_network_that_resizes_is_exported_for_the_images_that_it_was_scored_on(tmp_path: Path):
+    stages = [Stage(widths=(4,), depths=(1,))]
+    space = ConvNetSpace(stages, 3, in_channels=1, resolutions=(4,), stem=Stem((4,)))
+    net, data = Supernet(space, Classification(3), calibration=2), Images()
+    delivered = deliver(net, data, space.largest(), tmp_path / "best", formats=["pt2"], overwrite=False)
+    assert delivered.exported.manifest["inputs"] == [{"shape": ["batch", 1, 8, 8], "dtype": "float32"}]
+    model = torch.export.load(delivered.exported.files["pt2"]).module()
+    with torch.no_grad():
+        right = [model(images).argmax(1).eq(labels).sum() for images, labels in data.val_dataloader()]
+    assert delivered.scores["val"]["accuracy"] == pytest.approx(float(sum(right)) / 8)
