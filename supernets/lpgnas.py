@@ -1,9 +1,11 @@
 """Search of the operations and the bits of graph networks at once, by gradients."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from search_spaces import Architecture, GraphSpace, RelaxedArchitecture, SearchSpace
@@ -39,7 +41,8 @@ class LPGNASRule(nn.Module, SamplingRule):
     Differs from the paper, of which only the abstract could be read: sampler, phases and table are ours.
 
     Args:
-        steps: of the training, over which the sampler is annealed.
+        steps: of the training, over which the sampler is annealed. A longer training goes on as it was in the last of
+            them, which is said before it begins; a shorter one, which would end before the sampler is cold, is refused.
         sampler: how weights are drawn from alpha; default :class:`GumbelSampler` over ``steps``.
         lr: learning rate of alpha.
         warmup: steps in which the weights learn alone; default a fifth of ``steps``.
@@ -110,12 +113,27 @@ class LPGNASRule(nn.Module, SamplingRule):
             self._costs[cost.name] = weight, float(expectation(space.relax(space.largest()))), expectation
 
     def check_length(self, steps: float) -> None:
-        """Refuse a training that ends before the bits learn."""
+        """Refuse a training that ends before the bits learn or the sampler is cold; warn of one that is longer."""
         if self.bits_warmup >= steps:
             raise ValueError(
                 f"LPGNASRule.bits_warmup must end before the training of {steps:.0f} steps does, got "
                 f"{self.bits_warmup}; set steps to the length of the training"
             )
+        annealed = {self.steps: "steps"}
+        if self.sampler.steps is not None:
+            annealed.setdefault(self.sampler.steps, "sampler.steps")
+        for given, field in sorted(annealed.items(), reverse=True):
+            if given > steps:
+                raise ValueError(
+                    f"LPGNASRule.{field} must be at most the {steps:.0f} steps of the training, got {given}; what is "
+                    "found would come from a sampler that is still warm: set it to the length of the training, or "
+                    "train longer"
+                )
+            if given < steps < math.inf:
+                rank_zero_warn(
+                    f"LPGNASRule.{field} is {given} of {steps:.0f} steps of the training: from there on the sampler "
+                    "stays as cold as it is"
+                )
 
     def optimizer(self) -> torch.optim.Optimizer | None:
         """Return the optimiser of alpha."""

@@ -16,6 +16,8 @@ class AlphaSampler(ABC):
 
     learns: ClassVar[bool] = True
     """Whether alpha matters, so that its largest entry is the candidate to choose."""
+    steps: int | None = None
+    """Training steps over which it changes; ``None``: it stays the same."""
 
     @abstractmethod
     def sample(self, alpha: Tensor, *, step: int, generator: torch.Generator) -> Tensor:
@@ -121,7 +123,7 @@ class GDASSampler(AlphaSampler):
         tau = (float(tau[0]), float(tau[1]))
         if steps < 1 or min(tau) <= 0:
             raise ValueError(f"GDASSampler needs steps >= 1 and temperatures above 0, got {steps=}, {tau=}")
-        self.steps = steps
+        self.steps: int = steps
         self.tau = tau
 
     def temperature(self, step: int) -> float:
@@ -162,7 +164,7 @@ class GumbelSampler(AlphaSampler):
             raise ValueError(
                 f"GumbelSampler needs steps >= 1, tau above 0 and 0 <= hard <= 1, got {steps=}, {tau=}, {hard=}"
             )
-        self.steps = steps
+        self.steps: int = steps
         self.tau = tau
         self.hard = hard
 

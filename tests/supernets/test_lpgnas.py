@@ -1,5 +1,6 @@
 """Operations and bits of graph networks under gradients, and the task of classifying nodes."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from supernets import (
 from supernets.expected import Expectation
 from supernets.held_out import HeldOut
 from supernets.relaxation import Relaxation
+from supernets.samplers import AlphaSampler
 
 NODES, FEATURES, CLASSES = 30, 6, 3
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -285,3 +287,18 @@ def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], message: 
 def test_a_training_too_short_for_the_bits_is_refused() -> None:
     with pytest.raises(ValueError, match=r"bits_warmup must end before the training of 4 steps does, got 4"):
         LPGNASRule(10).check_length(4)
+
+
+@pytest.mark.parametrize(("sampler", "field"), [(None, "steps"), (GumbelSampler(12), r"sampler\.steps")])
+def test_a_training_that_ends_before_the_sampler_is_cold_is_refused(sampler: AlphaSampler | None, field: str) -> None:
+    rule = LPGNASRule(12 if sampler is None else 8, sampler=sampler)
+    with pytest.raises(ValueError, match=rf"LPGNASRule\.{field} must be at most the 9 steps of the training, got 12"):
+        rule.check_length(9)
+
+
+def test_a_training_that_goes_on_with_a_cold_sampler_is_told() -> None:
+    with pytest.warns(UserWarning, match=r"LPGNASRule\.steps is 10 of 12 steps of the training") as told:
+        LPGNASRule(10).check_length(12)
+    assert len(told) == 1
+    LPGNASRule(10).check_length(10)
+    LPGNASRule(10).check_length(math.inf)
