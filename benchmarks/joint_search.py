@@ -12,9 +12,10 @@ import functools
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -86,9 +87,9 @@ def make(name: str, seed: int) -> tuple[L.LightningDataModule, QuantizedSpace]:
     return data, QuantizedSpace(networks)
 
 
-def optimizer(parameters: object) -> torch.optim.Optimizer:
+def optimizer(parameters: Iterable[Any]) -> torch.optim.Optimizer:
     """That of the example configurations."""
-    return torch.optim.AdamW(parameters, lr=0.005, weight_decay=0.05)  # type: ignore[arg-type]
+    return torch.optim.AdamW(parameters, lr=0.005, weight_decay=0.05)
 
 
 def search(

@@ -1,5 +1,4 @@
-"""What kind of hypernetwork one is: the five criteria of Chauhan et al., "A Brief Review of Hypernetworks in Deep
-Learning" (arXiv 2306.06955)."""  # noqa: D205, D209
+"""What kind of hypernetwork one is, by the five criteria of a review (Chauhan et al., arXiv 2306.06955)."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
