@@ -60,7 +60,7 @@ class Page:
         number = next(self._numbers)
         self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
         while True:
-            said = json.loads(self._socket.recv(timeout=60))
+            said = json.loads(self._socket.recv(timeout=200))
             if said.get("id") == number:
                 assert "error" not in said, f"{method}: {said['error']}"
                 return said["result"]
@@ -88,7 +88,7 @@ class Page:
         assert "exceptionDetails" not in found, f"{script}: {found['exceptionDetails']}"
         return found["result"].get("value")
 
-    def wait(self, script: str, *, seconds: float = 60.0) -> Any:
+    def wait(self, script: str, *, seconds: float = 200.0) -> Any:
         """Wait until an expression is truthy and return it."""
         deadline = time.monotonic() + seconds
         while True:
@@ -199,11 +199,8 @@ def chromium(folder: Path, *, width: int = 1360, height: int = 900) -> Iterator[
         stderr=subprocess.DEVNULL,
     )
     try:
-        port = _port(profile / "DevToolsActivePort", process)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=10) as answer:
-            tabs = json.load(answer)
-        address = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
-        with connect(address, max_size=None, proxy=None) as socket:
+        address = _tab(_port(profile / "DevToolsActivePort", process))
+        with connect(address, max_size=None, proxy=None, open_timeout=200, ping_interval=None) as socket:
             page = Page(socket)
             page.resize(width, height)
             yield page
@@ -217,13 +214,25 @@ def chromium(folder: Path, *, width: int = 1360, height: int = 900) -> Iterator[
 
 
 def _port(file: Path, process: subprocess.Popen[bytes]) -> int:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         assert process.poll() is None, f"the browser ended at once with exit code {process.returncode}"
         if file.exists() and "\n" in file.read_text():
             return int(file.read_text().splitlines()[0])
         time.sleep(0.05)
-    raise TimeoutError("the browser did not open its debugging port within 30 s")
+    raise TimeoutError("the browser did not open its debugging port within 200 s")
+
+
+def _tab(port: int) -> str:
+    """Return the address of the first page, once there is one."""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=200) as answer:
+            for tab in json.load(answer):
+                if tab["type"] == "page":
+                    return str(tab["webSocketDebuggerUrl"])
+        time.sleep(0.05)
+    raise TimeoutError("the browser did not open a page within 200 s")
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def begin(command: list[str], folder: Path, log: str) -> tuple["subprocess.Popen
                 if (folder / sign).exists():
                     return
             else:
-                with contextlib.suppress(OSError), urllib.request.urlopen(sign, timeout=2):
+                with contextlib.suppress(OSError), urllib.request.urlopen(sign, timeout=20):
                     return
             assert process.poll() is None, (folder / log).read_text()[-3000:]
             assert time.monotonic() < deadline, f"no {sign} within 300 s"
@@ -138,7 +138,11 @@ def preparing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[],
         for process in (working, serving):
             process.terminate()
         for process in (working, serving):
-            process.wait(timeout=60)
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ def test_report_is_shown_among_the_artifacts(page: Any, site: Any, photographs: 
     place = f"/experiments/{site.experiment_id}/runs/{site.parent}/artifacts/report/pareto.html"
     visit(page, site, place, "report/pareto.html")
     page.wait("document.querySelector('iframe') !== null")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 200
     while (dots := page.inside("document.querySelectorAll('#pareto .dot[data-trial]').length")) != 12:
         assert time.monotonic() < deadline, f"{dots} of 12 trials are drawn"
         time.sleep(0.1)
