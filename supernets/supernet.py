@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_map
 
-from search_spaces import Architecture, RelaxedArchitecture, SearchSpace, describe, fill
+from search_spaces import Architecture, RelaxedArchitecture, SearchSpace, derive_seed, describe, fill
 from supernets.anchors import Anchors
 from supernets.calibration import calibrate, calibration_batches
 from supernets.card import card
@@ -20,6 +20,7 @@ from supernets.decay import parameter_groups
 from supernets.draws import distinct
 from supernets.held_out import HeldOut
 from supernets.mismatch import check_batch, check_data, explained, without_bits
+from supernets.noise import seed_epochs, seed_step
 from supernets.readiness import check_trainer
 from supernets.rules import SamplingRule, SandwichRule, Slot
 from supernets.schedules import scheduled
@@ -95,6 +96,7 @@ class Supernet(L.LightningModule):
         self.calibration = calibration
         self.seed = seed
         self._held_out: HeldOut | None = None
+        self._noise = seed
         self._anchors = Anchors({}, task, self.device)
         self.save_hyperparameters(self.tree())
 
@@ -260,6 +262,7 @@ class Supernet(L.LightningModule):
         """Train every slot of the rule and take one optimiser step on the summed gradients."""
         del batch_idx
         step, optimizer, scheduler = self.global_step, self._optimizer(0), self.lr_schedulers()
+        seed_step(self._noise, step, self.global_rank)
         if step == 0:
             check_batch(self.space, self.task.inputs(batch))
         with explained(self.space, self.task.inputs(batch), first=step == 0):
@@ -297,6 +300,11 @@ class Supernet(L.LightningModule):
         check_data(self.space, self.trainer.datamodule)  # type: ignore[attr-defined]
         check_trainer(self.trainer, self.rule)
         self._held_out = None
+        self._noise = derive_seed(self.seed, torch.initial_seed())
+
+    def on_train_start(self) -> None:
+        """Make the order and the augmentation of the data functions of the epoch."""
+        seed_epochs(self.trainer, self._noise)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the summed gradients, after mixed precision has unscaled them."""

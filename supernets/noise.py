@@ -1,0 +1,75 @@
+"""Random numbers of training as functions of where a training stands, so that a resumed one draws the same again."""
+
+import random
+from collections.abc import Iterator
+from typing import Any, final
+
+import numpy as np
+import torch
+from lightning import Trainer
+from torch.utils.data import DataLoader
+
+from search_spaces import derive_seed
+
+__all__ = ["EpochSeeded", "seed_epochs", "seed_step"]
+
+
+def seed_step(root: int, step: int, rank: int) -> None:
+    """Seed torch for one training step: dropout, and what the data draws in this process until the next step."""
+    torch.manual_seed(derive_seed(root, "noise", step, rank))
+
+
+@final
+class EpochSeeded:
+    """A loader that begins each epoch with the random state of that epoch; Lightning finds itself as its ``sampler``.
+
+    The order of ``shuffle=True``, the seeds of worker processes and the first draws of an augmentation come from the
+    global random states of Python, NumPy and torch, which a resumed training has elsewhere than the uninterrupted one.
+
+    Args:
+        loader: of the training batches.
+        root: of the seeds.
+    """
+
+    def __init__(self, loader: DataLoader[Any], root: int) -> None:
+        self.loader = loader
+        self.root = root
+        self.sampler = self
+        self.batch_sampler = None  # Lightning looks for one wherever it finds a sampler
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass, also for a sampler of the loader that asks for it."""
+        self._epoch = epoch
+        for sampler in (self.loader.sampler, getattr(self.loader.batch_sampler, "sampler", None)):
+            listener = getattr(sampler, "set_epoch", None)
+            if callable(listener):
+                listener(epoch)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        # Lightning asks for the iterator of the first epoch before it calls set_epoch: nothing is drawn until next().
+        seed = derive_seed(self.root, "epoch", self._epoch)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        yield from self.loader
+
+
+def seed_epochs(trainer: Trainer, root: int) -> None:
+    """Make the order and the augmentation of PyTorch's own loaders a function of the epoch.
+
+    Loaders of other classes, ours among them, are left as they are. Call it when training starts.
+    """
+    loop = trainer.fit_loop
+    combined, fetcher = loop._combined_loader, loop._data_fetcher
+    assert combined is not None  # noqa: S101 - training starts with loaders
+    assert fetcher is not None  # noqa: S101 - and with what reads them
+    if not any(isinstance(loader, DataLoader) for loader in combined.flattened):
+        return
+    combined.flattened = [
+        EpochSeeded(loader, root) if isinstance(loader, DataLoader) else loader for loader in combined.flattened
+    ]
+    iter(fetcher)  # it keeps an iterator, made of the loaders as they were

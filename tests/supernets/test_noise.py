@@ -1,0 +1,84 @@
+"""Dropout, the order of the data and its augmentation, in a training that was interrupted."""
+
+import random
+from collections.abc import Callable, Iterator, Sized
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+
+from search_spaces import FactorySpace
+from supernets import Classification, Supernet, UniformRule
+from supernets.noise import EpochSeeded
+
+
+class Augmented(Dataset[tuple[Tensor, int]]):
+    """Noise from every global random state there is, drawn anew for each pass."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        shift = random.random() + np.random.rand() + torch.rand(())
+        return torch.full((6,), float(index) / 8) + shift, index % 2
+
+
+class Dropping(nn.Sequential):
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.Linear(6, width), nn.Dropout(0.5), nn.Linear(width, 2))
+
+
+def shuffled() -> Any:
+    return DataLoader(Augmented(), 4, shuffle=True)
+
+
+class Fixed:
+    """Batches of a class of its own, always the same."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter([(torch.ones(4, 6), torch.tensor([0, 1, 1, 0]))] * 2)
+
+
+def train(loader: Any, epochs: int, checkpoint: Path | None = None) -> tuple[Supernet, L.Trainer]:
+    torch.manual_seed(3)
+    for _ in range(0 if checkpoint is None else 5):  # what a resumed program has drawn by now is another number
+        torch.rand(1), random.random(), np.random.rand()
+    space = FactorySpace(Dropping, {"width": [4, 8]}, input_shape=(6,))
+    supernet = Supernet(space, Classification(2), rule=UniformRule(2))
+    options: Any = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(accelerator="cpu", max_epochs=epochs, enable_model_summary=False, **options)
+    trainer.fit(supernet, loader, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    return supernet, trainer
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("loader", [shuffled, Fixed])
+def test_a_resumed_training_ends_at_the_same_weights(loader: Callable[[], Any], tmp_path: Path) -> None:
+    whole, _ = train(loader(), 3)
+    train(loader(), 1)[1].save_checkpoint(tmp_path / "one.ckpt")
+    resumed, trainer = train(loader(), 3, tmp_path / "one.ckpt")
+    assert trainer.global_step == 6
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_epochs_differ_and_a_sampler_hears_of_them() -> None:
+    sampler: Sampler[int] = DistributedSampler(Augmented(), num_replicas=1, rank=0, shuffle=True)
+    loader = EpochSeeded(DataLoader(Augmented(), 4, sampler=sampler), root=1)
+    passes = []
+    for epoch in (0, 1, 0):
+        loader.set_epoch(epoch)
+        passes.append(torch.cat([images for images, _ in loader]))
+    assert torch.equal(passes[0], passes[2])
+    assert not torch.equal(passes[0].sort(0).values, passes[1].sort(0).values)
+    assert isinstance(sampler, Sized)
+    assert sampler.epoch == 0  # type: ignore[attr-defined]
+    assert len(loader) == 2
