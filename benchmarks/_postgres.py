@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy
+from filelock import FileLock
 
 from trials.storages import database_url
 
@@ -21,19 +22,21 @@ def postgres() -> Iterator[str]:
     """
     get_server = _server_of_the_wheel()
     folder = tempfile.mkdtemp(prefix="pg", dir="/tmp")  # a socket path has 107 characters at most
-    server = get_server(folder, cleanup_mode="stop")
     try:
-        server.psql("ALTER SYSTEM SET synchronous_commit = off; SELECT pg_reload_conf();")
-        yield f"postgresql://postgres@/postgres?host={server.get_postmaster_info().socket_dir}"
+        with FileLock(_runtime() / "begin.lock"):  # for root it creates a user, which of two processes fails in one
+            server = get_server(folder, cleanup_mode="stop")
+        try:
+            server.psql("ALTER SYSTEM SET synchronous_commit = off; SELECT pg_reload_conf();")
+            yield f"postgresql://postgres@/postgres?host={server.get_postmaster_info().socket_dir}"
+        finally:
+            server.cleanup()
     finally:
-        server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _server_of_the_wheel() -> Callable[..., Any]:
     """Import it with a folder of the user's own for its lock file, which it takes from the environment once."""
-    runtime = Path(tempfile.gettempdir()) / f"weightloom-runtime-{os.getuid()}"
-    runtime.mkdir(mode=0o700, exist_ok=True)
+    runtime = _runtime()
     (runtime / "python_PostgresServer").mkdir(exist_ok=True)  # or it falls back on a file that all users share
     before = os.environ.get("XDG_RUNTIME_DIR")
     os.environ["XDG_RUNTIME_DIR"] = str(runtime)
@@ -46,6 +49,13 @@ def _server_of_the_wheel() -> Callable[..., Any]:
             os.environ["XDG_RUNTIME_DIR"] = before
     server: Callable[..., Any] = get_server
     return server
+
+
+def _runtime() -> Path:
+    """Return the folder of this user for what processes share."""
+    runtime = Path(tempfile.gettempdir()) / f"weightloom-runtime-{os.getuid()}"
+    runtime.mkdir(mode=0o700, exist_ok=True)
+    return runtime
 
 
 def empty(url: str) -> None:

@@ -1,11 +1,14 @@
 import socket
 import threading
+from pathlib import Path
 
+import filelock
 import optuna
 import pytest
 import sqlalchemy
 from studies import arch_id, architectures, begin, complete, outcome, spec
 
+from benchmarks import _postgres
 from trials import Proxy, StoreUnavailableError, StudyMismatchError, TrialState, TrialStore, storages
 from trials.storages import database_url, open_storage
 
@@ -96,6 +99,20 @@ def test_what_was_computed_survives_a_database_that_goes_away(database, tmp_path
         assert [trial.state for trial in later.trials()] == [TrialState.COMPLETE]
         assert [trial.arch_id for trial in later.interrupted()] == [second.arch_id]
         assert later.outcomes.numbers() == []
+
+
+def test_servers_of_tests_are_begun_one_at_a_time(monkeypatch):
+    """The wheel creates a user of the system for root, and asks no lock for it."""
+    folders = []
+
+    def begin_server(folder, **_):
+        folders.append(Path(folder))
+        filelock.FileLock(_postgres._runtime() / "begin.lock", timeout=0).acquire()
+
+    monkeypatch.setattr(_postgres, "_server_of_the_wheel", lambda: begin_server)
+    with pytest.raises(filelock.Timeout), _postgres.postgres():
+        pass
+    assert not folders[0].exists()
 
 
 def test_workers_that_meet_in_an_empty_database_all_find_the_study(database, tmp_path):
