@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from trials import Limit, Measurement, Metric, Outcome, StudySpec, TrialState, TrialStore
@@ -96,5 +97,5 @@ if __name__ == "__main__":
     if ready:
         Path(ready).touch()
         while not Path(ready).with_name("go").exists():
-            pass
+            time.sleep(0.001)
     search(**arguments)
