@@ -8,7 +8,9 @@ from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from nas.confidence import Confidence
 from nas.standalone import Recipe, on_device, score, train
@@ -22,6 +24,7 @@ from supernets import (
     uncalibrated,
     weights_version,
 )
+from supernets.noise import seed_all
 from trials import Limit, Metric
 
 __all__ = ["Evaluation", "FromScratch", "Objective", "UntrainedError", "WeightSharing"]
@@ -206,8 +209,13 @@ class WeightSharing(Objective):
         )
 
     def _moved(self, batches: Iterable[Any]) -> list[Any]:
-        device = self.supernet.source.device
-        return [self.supernet.transfer_batch_to_device(batch, device, 0) for batch in batches]
+        device, dtype = self.supernet.source.device, next(self.supernet.source.parameters()).dtype
+
+        def fitting(value: Any) -> Any:
+            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        moved = [self.supernet.transfer_batch_to_device(batch, device, 0) for batch in batches]
+        return moved if dtype == torch.float32 else tree_map(fitting, moved)  # after training in another precision
 
     def require_whole(self) -> None:
         """Refuse a supernet that has trained one architecture only.
@@ -262,7 +270,8 @@ class WeightSharing(Objective):
         """Bind, calibrate and score ``architecture``; deterministic, ``seed`` is not used."""
         del seed
         source = self.supernet.source.provenance()
-        origin = {"weights": f"shared:{self.version}", "split": self.split, **source}
+        share = {} if self.fraction == 1 else {"share": f"{self.fraction:g} of the batches"}
+        origin = {"weights": f"shared:{self.version}", "split": self.split, **share, **source}
         module, task, batches = self.module(architecture), self.supernet.task, self.batches()[1]
         if self.confidence is None:
             return Evaluation(score(module, task, batches), origin)
@@ -324,8 +333,8 @@ class FromScratch(Objective):
         """Initialise, train and score ``architecture``, reproducibly from ``seed``."""
         prepare(self.data)
         task = self.supernet.task
-        with torch.random.fork_rng():
-            torch.manual_seed(derive_seed(seed, "initialisation"))
+        with isolate_rng():
+            seed_all(derive_seed(seed, "initialisation"))
             module = self.supernet.space.build(architecture).to(self.supernet.source.device)
             train(module, task, self.data, self.recipe)
         calibrate(module, on_device(module, calibration_batches(self.data, self.calibration)), task.inputs)

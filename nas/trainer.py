@@ -1,6 +1,7 @@
 """A Lightning Trainer that can also search."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import lightning as L
 
@@ -11,6 +12,7 @@ from nas.settings import SearchSettings
 from nas.studies import run_study
 from search_spaces import construct
 from supernets import CheckpointError, Supernet, load, read_card, trusted
+from supernets.readiness import check_options
 
 __all__ = ["NASTrainer", "data_of", "open_supernet", "open_trained"]
 
@@ -111,6 +113,16 @@ def _known(*parts: object) -> set[str]:
 
 class NASTrainer(L.Trainer):
     """``lightning.Trainer`` with one more verb: ``search``."""
+
+    def fit(self, model: L.LightningModule, *given: Any, **named: Any) -> None:
+        """Train; see ``lightning.Trainer.fit``.
+
+        Raises:
+            ValueError: the trainer is to clip or accumulate gradients of a supernet.
+        """
+        if isinstance(model, Supernet):
+            check_options(self)
+        super().fit(model, *given, **named)
 
     def search(
         self,

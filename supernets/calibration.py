@@ -5,8 +5,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from supernets.noise import seed_all
 
 __all__ = ["UncalibratedError", "calibrate", "calibration_batches", "norms", "uncalibrated"]
 
@@ -114,12 +117,12 @@ def calibration_batches(data: Any, count: int) -> list[Any]:
     """Return ``count`` training batches for :func:`calibrate`, the same ones at every call.
 
     A data module may offer ``calibration_batches(count)`` (un-augmented, in fixed order), as ours do; of any other
-    the first batches of ``train_dataloader()`` are taken, under a fixed seed of torch's global random state, which is
-    left as it was.
+    the first batches of ``train_dataloader()`` are taken, under a fixed seed of the global random states of Python,
+    NumPy and torch, which are left as they were.
     """
     offered = getattr(data, "calibration_batches", None)
     if callable(offered):
         return list(offered(count))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with isolate_rng(include_cuda=False):
+        seed_all(0)
         return list(itertools.islice(iter(data.train_dataloader()), count))

@@ -11,7 +11,14 @@ from torch.utils.data import DataLoader
 
 from search_spaces import derive_seed
 
-__all__ = ["EpochSeeded", "seed_epochs", "seed_step"]
+__all__ = ["EpochSeeded", "seed_all", "seed_epochs", "seed_step"]
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global random states of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def seed_step(root: int, step: int, rank: int) -> None:
@@ -51,10 +58,7 @@ class EpochSeeded:
 
     def __iter__(self) -> Iterator[Any]:
         # Lightning asks for the iterator of the first epoch before it calls set_epoch: nothing is drawn until next().
-        seed = derive_seed(self.root, "epoch", self._epoch)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
+        seed_all(derive_seed(self.root, "epoch", self._epoch))
         yield from self.loader
 
 

@@ -112,3 +112,12 @@ def test_a_network_that_resizes_is_exported_for_the_images_that_it_was_scored_on
     with torch.no_grad():
         right = [model(images).argmax(1).eq(labels).sum() for images, labels in data.val_dataloader()]
     assert delivered.scores["val"]["accuracy"] == pytest.approx(float(sum(right)) / 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_supernet_trained_in_another_precision_is_scored_in_it(dtype):
+    net = supernet()
+    architecture = net.space.middle()
+    expected = WeightSharing(net, Data())(architecture, seed=0).measurements["loss"]
+    given = WeightSharing(net.to(dtype), Data())(architecture, seed=0).measurements["loss"]
+    assert given == pytest.approx(expected, rel=0.05)

@@ -1,6 +1,7 @@
 """Batch-norm calibration against statistics computed independently."""
 
 import copy
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from search_spaces import MLPSpace, SearchSpace
 from supernets import Classification, Supernet, calibrate, calibration_batches, uncalibrated
+from supernets.noise import seed_all
 
 SIZES = (3, 8, 2, 5)
 
@@ -162,16 +164,26 @@ def test_calibration_batches_are_the_first_of_a_foreign_loader_or_what_our_own_o
     assert calibration_batches(Own(), 2) == ["plain", "plain"]
 
 
-def test_a_shuffled_foreign_loader_gives_the_same_batches_at_every_call() -> None:
+def jittered(rows: list[tuple[Tensor]]) -> tuple[Tensor]:
+    """A batch with the augmentation of somebody who uses whatever random numbers are at hand."""
+    return (torch.stack([row + random.random() + np.random.rand() + torch.rand(()) for (row,) in rows]),)
+
+
+@pytest.mark.parametrize("collate", [None, jittered])
+def test_a_shuffled_foreign_loader_gives_the_same_batches_at_every_call(collate: Any) -> None:
     class Shuffled:
         def train_dataloader(self) -> Any:
-            return DataLoader(TensorDataset(torch.arange(40.0)), batch_size=4, shuffle=True)
+            data = TensorDataset(torch.arange(40.0))
+            return DataLoader(data, batch_size=4, shuffle=True, collate_fn=collate)
+
+    def states() -> list[Any]:
+        return [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()]  # type: ignore[index]
 
     first = calibration_batches(Shuffled(), 3)
-    torch.manual_seed(1234)
-    state = torch.get_rng_state()
+    seed_all(1234)
+    before = states()
     second = calibration_batches(Shuffled(), 3)
-    assert torch.equal(torch.get_rng_state(), state)
+    assert states() == before
     assert len(first) == len(second) == 3
     assert all(torch.equal(a, b) for (a,), (b,) in zip(first, second, strict=True))
     assert not torch.equal(first[0][0], torch.arange(4.0)), "still shuffled: consecutive examples may be of one class"

@@ -6,10 +6,12 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from nas.trainer import NASTrainer
 from search_spaces import MLPSpace
 from supernets import Classification, Cosine, Supernet
 
@@ -73,6 +75,34 @@ def test_plain_ddp_is_refused_before_anything_is_trained() -> None:
     for strategy in ("ddp_find_unused_parameters_true", DDPStrategy(find_unused_parameters=True), "auto"):
         given.trainer = quiet(strategy=strategy)
         given.on_fit_start()
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (StochasticWeightAveraging(1e-3), r"would train on from the average; use .*EMAWeightAveraging"),
+        (GradientAccumulationScheduler({0: 2}), r"GradientAccumulationScheduler.*raise data.batch_size"),
+    ],
+    ids=["average", "accumulation"],
+)
+def test_callbacks_that_need_automatic_optimisation_are_refused(callback: L.Callback, message: str) -> None:
+    given = supernet()
+    given.trainer = quiet(callbacks=[callback])
+    with pytest.raises(ValueError, match=message):
+        given.on_fit_start()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gradient_clip_val": 0.5}, r"trainer.gradient_clip_val.*got 0.5; set model.clip"),
+        ({"accumulate_grad_batches": 2}, r"trainer.accumulate_grad_batches.*raise data.batch_size instead, got 2"),
+    ],
+    ids=["clip", "accumulate"],
+)
+def test_options_of_the_trainer_that_a_supernet_has_itself_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NASTrainer(logger=False, enable_checkpointing=False, accelerator="cpu", **options).fit(supernet())
 
 
 class Stop(L.Callback):
