@@ -1,6 +1,6 @@
 """Data that a space or a task cannot take, told from a defect at the first batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from search_spaces import GraphSpace, QuantizedSpace, SearchSpace
+from supernets.tasks import Task
 
-__all__ = ["check_batch", "check_data", "explained", "without_bits"]
+__all__ = ["check_batch", "check_data", "explained", "inputs_of", "without_bits"]
 
 
 def without_bits(space: SearchSpace) -> SearchSpace:
@@ -84,6 +85,25 @@ def check_batch(space: SearchSpace, inputs: Sequence[Any]) -> None:
                 f"GraphSpace.{field} must be at least {given}, the {field} of the first training batch, got {known}; "
                 "correct it in model.space, or the sizes of buffers would be those of another graph"
             )
+
+
+def inputs_of(task: Task, batch: Any) -> tuple[Tensor, ...]:
+    """Return what ``task`` reads from a batch.
+
+    Raises:
+        ValueError: it cannot read such a batch; the message says what it was given.
+    """
+    try:
+        return task.inputs(batch)
+    except (LookupError, TypeError, AttributeError) as error:
+        kind = type(batch).__name__
+        given = f"{kind} of {sorted(map(str, batch))}" if isinstance(batch, Mapping) else kind
+        if isinstance(batch, list | tuple):
+            given = f"{kind} of {[type(part).__name__ for part in batch]}"
+        raise ValueError(
+            f"model.task: {type(task).__name__} cannot read the batches of the data, each a {given}: {error!r}; let "
+            f"the data give the batches that {type(task).__name__} describes, or write a task of your own"
+        ) from error
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from supernets.card import card
 from supernets.decay import parameter_groups
 from supernets.draws import distinct
 from supernets.held_out import HeldOut
-from supernets.mismatch import check_batch, check_data, explained, without_bits
+from supernets.mismatch import check_batch, check_data, explained, inputs_of, without_bits
 from supernets.noise import seed_epochs, seed_step
 from supernets.readiness import check_trainer
 from supernets.rules import SamplingRule, SandwichRule, Slot
@@ -263,9 +263,10 @@ class Supernet(L.LightningModule):
         del batch_idx
         step, optimizer, scheduler = self.global_step, self._optimizer(0), self.lr_schedulers()
         seed_step(self._noise, step, self.global_rank)
+        inputs = inputs_of(self.task, batch)
         if step == 0:
-            check_batch(self.space, self.task.inputs(batch))
-        with explained(self.space, self.task.inputs(batch), first=step == 0):
+            check_batch(self.space, inputs)
+        with explained(self.space, inputs, first=step == 0):
             self._observe([batch])
         own, held_out = self.rule.loss(step), self.rule.held_out_rows(step)
         if own is not None and held_out:
@@ -283,7 +284,7 @@ class Supernet(L.LightningModule):
         teacher = None
         for position, slot in enumerate(slots):
             with self._sync(position == len(slots) - 1):
-                with explained(self.space, self.task.inputs(batch), first=step == 0):
+                with explained(self.space, inputs, first=step == 0):
                     loss, outputs = self.step_loss(slot, batch, teacher)
                 self.manual_backward(loss if joint is None or position else loss + joint)
             if slot.role == "teacher":

@@ -30,7 +30,7 @@ from supernets import (
     Task,
     Translation,
 )
-from supernets.mismatch import check_data
+from supernets.mismatch import check_data, inputs_of
 
 Fit = Callable[..., L.Trainer]
 
@@ -126,6 +126,27 @@ def test_training_does_not_begin_on_a_larger_graph_than_that_of_the_space(fit: F
     space = GraphSpace(4, 2, widths=(4, 8), **{"nodes": 5, "edges": 5, field: given})
     with pytest.raises(ValueError, match=rf"GraphSpace.{field} must be at least 5, .* first .* got {given}"):
         fit(Supernet(space, NodeClassification(2)), None, steps=1, datamodule=Graph())
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"image": torch.ones(2, 4), "label": torch.zeros(2)}, r"each a dict of \['image', 'label'\]: KeyError\(0\)"),
+        (7, r"each a int: TypeError"),
+        ([], r"each a list of \[\]: IndexError"),
+    ],
+    ids=["mapping", "number", "empty"],
+)
+def test_a_batch_that_the_task_cannot_read_is_told(batch: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"model.task: Classification cannot read .*{message}.* task of your own"):
+        inputs_of(Classification(2), batch)
+
+
+def test_training_says_what_the_task_cannot_read(fit: Fit, labelled: Any) -> None:
+    loader = labelled(MLPSpace(12, 4))
+    loader.batches = [{"inputs": torch.ones(2, 12)}]
+    with pytest.raises(ValueError, match=r"Classification cannot read the batches of the data, each a dict"):
+        fit(Supernet(MLPSpace(12, 4), Classification(4)), loader, steps=1)
 
 
 class Words(L.LightningDataModule):
