@@ -94,8 +94,10 @@ def scored_with(trial: Trial, *, alone: bool) -> str | None:
     Args:
         trial: of any objective.
         alone: whether to count a trial whose headline is of weights of its own, and that has a score with these beside
-            it.
+            it; and a trial of a rung, which was scored on a part of the data.
     """
+    if "share" in trial.provenance and not alone:
+        return None
     names = ("weights", "searched") if alone else ("weights",)
     found = (trial.provenance.get(name, "") for name in names)
     return next((value.removeprefix("shared:") for value in found if value.startswith("shared:")), None)

@@ -43,7 +43,7 @@ def known_trials(located: Located, *, weights: str, study: str | None, storage: 
         located: the supernet.
         weights: version of its weights; trials of others are not comparable and left out.
         study: look at this study only; where it is named, trials of :class:`nas.Discretised` count too, whose headline
-            is of the same architecture trained by itself.
+            is of the same architecture trained by itself, and those of rungs, scored on a part of the data.
         storage: where studies live.
 
     Raises:

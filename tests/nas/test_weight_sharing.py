@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from nas.addresses import Located
 from nas.delivery import deliver
+from nas.known import known_trials
 from nas.objectives import WeightSharing
 from nas.settings import SearchSettings, open_search
 from nas.trainer import data_of
 from search_spaces import ConvNetSpace, MLPSpace, Stage, Stem
-from supernets import CheckpointError, Classification, SharedWeights, Supernet, UncalibratedError
+from supernets import CheckpointError, Classification, SharedWeights, Supernet, UncalibratedError, weights_version
 from trials import StudyMismatchError
 
 
@@ -92,6 +94,21 @@ def test_a_data_module_is_built_from_a_card_only_if_the_card_is_trusted():
     assert data_of({"data": tree}, given, address="a.ckpt") is given
     digits = data_of({"data": {"class_path": "nas.data.DigitsData", "init_args": {}}}, None, address="a.ckpt")
     assert type(digits).__name__ == "DigitsData"
+
+
+def test_trials_of_a_rung_are_taken_only_where_their_study_is_named(tmp_path: Path):
+    given, storage = supernet(), str(tmp_path / "studies.journal")
+    weights, located = weights_version(given.source), Located("net", tmp_path)
+    for study, fidelity, trials in (("s.rung1", 0.5, 3), ("s", 1.0, 2)):
+        settings = SearchSettings(
+            study=study, trials=trials, objective=lambda n, d, f=fidelity: WeightSharing(n, d).at(f), storage=storage
+        )
+        with open_search(given, Data(), settings, runs=str(tmp_path)) as search:
+            search.run(trials)
+    found = [
+        len(known_trials(located, weights=weights, study=s, storage=storage).trials) for s in (None, "s", "s.rung1")
+    ]
+    assert found == [2, 2, 3]
 
 
 class Images(Data):
