@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from search_spaces import InputQuantizer
 from supernets.deployment import QuantizedLayer
 from supernets.format import Format, Loaded, Subject, quiet, require_onnx, tidy
 from supernets.lowbit import LowBitOnnxFormat
@@ -34,7 +35,8 @@ class SafetensorsFormat(Format):
 
     The metadata are one key holding canonical JSON: with two keys or more the library writes them in an order that
     differs between processes, and equal modules would give unequal files. Tied tensors are stored once, under their
-    first name.
+    first name. Where inputs of layers are rounded, the manifest has the range of integers of each and says how a
+    plain build rounds them.
     """
 
     name = "safetensors"
@@ -42,6 +44,16 @@ class SafetensorsFormat(Format):
     usage = (
         "from safetensors.torch import load_model",
         "load_model(model, 'model.safetensors')  # model: the class named by 'module', built for this architecture",
+    )
+    usage_of_rounded = (
+        "from safetensors.torch import load_file, load_model",
+        "load_model(model, 'model.safetensors', strict=False)  # model: as 'module' says; it does not round inputs yet",
+        "steps = load_file('model.safetensors')",
+        "def rounds(name, low, high):",
+        "    s = steps[name + '.input_quantizer.scale']",
+        "    return lambda layer, x: ((x[0] / s).round().clip(low, high) * s,)",
+        "for name, (low, high) in rounded_inputs.items():  # of this file, in the manifest",
+        "    model.get_submodule(name).register_forward_pre_hook(rounds(name, low, high))",
     )
 
     def require(self) -> None:
@@ -56,7 +68,12 @@ class SafetensorsFormat(Format):
         tensors = {name: state[name].detach().contiguous() for name in first.values()}
         text = json.dumps(metadata, sort_keys=True, separators=(",", ":"))
         path.write_bytes(save(tensors, metadata={"weightloom": text}))
-        return {}
+        rounded = {
+            name.removesuffix(".input_quantizer"): [child.low, child.high]
+            for name, child in subject.module.named_modules()
+            if isinstance(child, InputQuantizer)
+        }
+        return {"rounded_inputs": rounded, "load": list(self.usage_of_rounded)} if rounded else {}
 
     def read(self, module: nn.Module, path: Path) -> Loaded:
         """Return a copy of ``module`` that holds the values of the file; see :class:`Format`."""

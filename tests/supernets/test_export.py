@@ -17,8 +17,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from search_spaces import ConvNetSpace, SearchSpace, Stage
-from supernets import Classification, Supernet
+from search_spaces import ConvNetSpace, MLPSpace, QuantizedSpace, SearchSpace, Stage
+from supernets import Classification, QuantizedWeights, Supernet
 from supernets.export import ExportError, export
 from tests.programs import run_code
 
@@ -355,3 +355,18 @@ def test_manifests_hold_json_and_no_key_of_ours(module: nn.Module, tmp_path: Pat
         with pytest.raises(ExportError, match=r"manifest must hold finite JSON values only"):
             export(module, INPUTS, tmp_path / "out", manifest={"value": bad})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plain_build_computes_what_a_quantised_network_does(tmp_path: Path) -> None:
+    space = QuantizedSpace(MLPSpace(6, 3, widths=(8,), depths=(3,), batch_norm=False), input_bits=(3, 4))
+    supernet = Supernet(space, Classification(3), source=QuantizedWeights).eval()
+    images = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    supernet.source.observe([(images,)])
+    network = supernet.extract(space.largest())
+    exported = export(network, (images[:2],), tmp_path / "out", formats=["safetensors"], manifest={})
+    facts = exported.manifest["files"]["model.safetensors"]
+    plain = space.space.build(space.space.largest())
+    lines = "\n".join(facts["load"]).replace("model.safetensors", str(exported.files["safetensors"]))
+    exec(lines, {"model": plain, "rounded_inputs": facts["rounded_inputs"]})
+    with torch.no_grad():
+        assert torch.equal(plain(images), network(images))
