@@ -21,9 +21,12 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def seed_step(root: int, step: int, rank: int) -> None:
+def seed_step(root: int, step: int, rank: int, device: torch.device) -> None:
     """Seed torch for one training step: dropout, and what the data draws in this process until the next step."""
-    torch.manual_seed(derive_seed(root, "noise", step, rank))
+    seed = derive_seed(root, "noise", step, rank)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed keeps a note of every call for devices not yet in use
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 @final

@@ -262,7 +262,7 @@ class Supernet(L.LightningModule):
         """Train every slot of the rule and take one optimiser step on the summed gradients."""
         del batch_idx
         step, optimizer, scheduler = self.global_step, self._optimizer(0), self.lr_schedulers()
-        seed_step(self._noise, step, self.global_rank)
+        seed_step(self._noise, step, self.global_rank, self.device)
         inputs = inputs_of(self.task, batch)
         if step == 0:
             check_batch(self.space, inputs)
