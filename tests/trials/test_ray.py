@@ -33,6 +33,8 @@ def cluster():
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         patch.setenv("RAY_worker_niceness", "0")  # a busy machine would leave its workers nothing
+        patch.setenv("RAY_gcs_server_port_wait_time_s", "200")
+        patch.setattr(Cluster._wait_for_node, "__defaults__", (200.0,))
         head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": MEMORY, "resources": {"first": 1}}
         made = Cluster(initialize_head=True, head_node_args=head)
         made.second = made.add_node(num_cpus=1, object_store_memory=MEMORY)
