@@ -14,6 +14,7 @@ from nas.addresses import locate
 from nas.callbacks import FitProgress, KeepConfig, LogOften
 from nas.commands.boundary import INTERRUPTED, UsageError
 from nas.commands.functions import OneLineErrors
+from nas.commands.places import Placing
 from nas.commands.silence import silenced
 from nas.conditioned import ConditionedNetwork
 from nas.hypernetworks import publish_conditioned
@@ -34,6 +35,12 @@ _SUBCOMMANDS = ("fit", "validate", "test", "search")
 
 class NASParser(OneLineErrors, LightningArgumentParser):
     """Lightning's parser with errors of one line."""
+
+    def instantiate_classes(self, cfg: Any, instantiate_groups: bool = True) -> Any:
+        """Make the objects of a configuration; what a constructor refuses is told with its place in the file."""
+        tree = cfg.as_dict()
+        placing = Placing(tree.get(tree.get("subcommand"), tree))
+        return self.instantiate(cfg, instantiate_groups, instantiators=[(placing, object, True)])
 
 
 class NASCLI(LightningCLI):

@@ -8,6 +8,7 @@ import yaml
 
 from nas.commands.boundary import UsageError
 from nas.commands.functions import OneLineErrors
+from nas.commands.places import Placing
 
 __all__ = ["build_section", "build_sections", "read_yaml"]
 
@@ -45,7 +46,8 @@ def build_sections(tree: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[st
     for key, value in present.items():
         parser.add_argument(f"--{key}", type=kinds[key])
         _put(given, key, value)
-    made = parser.instantiate(parser.parse_object(given))
+    parsed = parser.parse_object(given)
+    made = parser.instantiate(parsed, instantiators=[(Placing(parsed.as_dict()), object, True)])
     return {key: made[key] for key in present}
 
 

@@ -1,0 +1,97 @@
+"""Where in a configuration an object stands whose constructor refuses what it is given."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, final
+
+from nas.commands.boundary import UsageError
+
+__all__ = ["ConfigurationError", "Placing"]
+
+Node = tuple[str, str | None, Mapping[str, Any]]
+
+
+class ConfigurationError(UsageError):
+    """An object of a configuration cannot be made; the message begins with its place, such as ``model.rule``."""
+
+
+@final
+class Placing:
+    """Makes the objects of a configuration, and tells what a constructor refuses with its place in the file.
+
+    It may be pickled: workers get factories that hold it. Errors of files, imports and types of our own pass as they
+    are; they name what they are about.
+
+    Args:
+        tree: the configuration, its sections being the keys.
+    """
+
+    def __init__(self, tree: Mapping[str, Any]) -> None:
+        self.tree = _plain(tree)
+
+    def __call__(self, kind: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return ``kind(*args, **kwargs)``.
+
+        Raises:
+            ConfigurationError: in place of an error of Python's own.
+        """
+        try:
+            return kind(*args, **kwargs)
+        except Exception as error:
+            if type(error).__module__ != "builtins" or isinstance(error, OSError | ImportError):
+                raise
+            raise ConfigurationError(self._explained(kind, kwargs, error)) from error
+
+    def _explained(self, kind: Any, given: Mapping[str, Any], error: Exception) -> str:
+        text = str(error)
+        if not isinstance(error, ValueError):
+            text = f"{kind.__name__} takes something else than it is given ({type(error).__name__}: {error})"
+        place = self._place(kind, given)
+        section = place.partition(".")[0]
+        return text if text.startswith((f"{section}.", f"{section}:")) else f"{place}: {text}"
+
+    def _place(self, kind: Any, given: Mapping[str, Any]) -> str:
+        """Return the place of the node that ``kind`` was made of, or its name where several or none could be."""
+        named = [node for node in _nodes(self.tree, "") if node[1] in (None, kind.__name__)]
+        fitting = [place for place, name, values in named if _fits(values, given, whole=name is None)]
+        return fitting[0] if len(fitting) == 1 else str(kind.__name__)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, bool | int | float | str) else None
+
+
+def _nodes(tree: Any, place: str) -> Iterator[Node]:
+    """Yield (place, class, arguments) of every mapping, ``init_args`` being no part of a place."""
+    if isinstance(tree, list):
+        for number, item in enumerate(tree):
+            yield from _nodes(item, f"{place}[{number}]")
+    if not isinstance(tree, dict):
+        return
+    arguments = tree
+    if "class_path" in tree:
+        arguments = tree.get("init_args") or {}
+        yield place, tree["class_path"].rpartition(".")[2], arguments
+    elif place:
+        yield place, None, arguments
+    for key, item in arguments.items():
+        inner = place if key == "init_args" else f"{place}.{key}" if place else key
+        yield from _nodes(item, inner)
+
+
+def _fits(values: Mapping[str, Any], given: Mapping[str, Any], *, whole: bool) -> bool:
+    """Whether an object made with ``given`` may be that of a node, ``whole``: which has no class but its keys."""
+    if whole and values.keys() != given.keys():
+        return False
+    told = {key: item for key, item in values.items() if _is_final(item)}
+    return all(key in given and repr(_plain(given[key])) == repr(item) for key, item in told.items())
+
+
+def _is_final(item: Any) -> bool:
+    """Whether a value is passed to the constructor as it is, rather than something that is made of it."""
+    if isinstance(item, list):
+        return bool(item) and all(_is_final(part) for part in item)
+    return isinstance(item, bool | int | float) or (isinstance(item, str) and "." not in item)
