@@ -5,9 +5,12 @@ import json
 import re
 from pathlib import Path
 
+import lightning as L
+import numpy as np
 import pytest
 import torch
 import yaml
+from lightning import LightningDataModule
 from safetensors.torch import load_file
 from torch import nn
 from torch.func import functional_call
@@ -15,15 +18,18 @@ from torch.func import functional_call
 from examples.bring_your_own_model import main
 from examples.extending.controller import LocalSearchController
 from examples.extending.cost import PeakActivations
+from examples.extending.data import TableData
 from examples.extending.rule import FixedSizes
 from examples.extending.source import LowRankDelta
 from examples.extending.space import SignalSpace
+from examples.extending.task import Regression
 from examples.my_model import MyNet
 from examples.nni_model_space import main as search_model_space
 from nas import Cost, Problem, RandomController, SearchSettings
 from nas.costs import measure
+from nas.objectives import WeightSharing
 from search_spaces import Choice, ConvNetSpace, MLPSpace, SearchSpace, Slicer, Stage, construct, describe
-from supernets import Classification, SamplingRule, SharedWeights, Supernet, WeightSource
+from supernets import Classification, SamplingRule, SharedWeights, Supernet, Task, UniformRule, WeightSource
 from trials import Limit, Measurement, Metric, Trial, TrialState
 
 ROOT = Path(__file__).parents[1]
@@ -132,6 +138,65 @@ def test_fixed_sizes_are_the_same_in_every_step():
     assert len(FixedSizes((1.0, 1.0)).sizes(space)) == 1
     with pytest.raises(ValueError, match=r"numbers in \[0, 1\], got \[2\.0\]"):
         FixedSizes([2.0])
+
+
+def test_a_model_of_several_inputs_is_a_space():
+    (text,) = (text for language, name, text in BLOCKS if language == "python" and not name)
+    names: dict = {}
+    exec(text, names)
+    space = names["space"]
+    for architecture in space.architectures():
+        assert space.build(architecture)(*space.inputs(architecture, 5)).shape == (5, 3)
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A file of 60 rows in which one column follows from the others."""
+    inputs = torch.randn(60, 6, generator=generator())
+    rows = torch.cat([inputs, inputs.sum(1, keepdim=True)], 1).tolist()
+    lines = ["a,b,c,d,e,f,price", *(",".join(f"{value:.4f}" for value in row) for row in rows)]
+    path = tmp_path / "measurements.csv"
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*smaller than the logging interval")
+def test_table_and_regression_in_yaml_train_a_supernet_and_score_it(table):
+    data = construct(snippet("TableData")["data"], LightningDataModule)
+    assert describe(construct(describe(data))) == describe(data)
+    given = snippet("task.Regression")["model"]["init_args"]
+    space, task = construct(given["space"], SearchSpace), construct(given["task"], Task)
+    assert isinstance(data, TableData)
+    assert isinstance(task, Regression)
+    data = TableData(str(table), data.target)
+    supernet = Supernet(space, task, rule=UniformRule(2), calibration=1)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(supernet, data)
+    objective = WeightSharing(supernet.eval(), data)
+    measured = objective(space.middle(), seed=0).measurements
+    (features, targets), *_ = data.val_dataloader()
+    assert len(targets) == 12
+    with torch.no_grad():
+        errors = (objective.module(space.middle())(features).flatten() - targets).numpy()
+    assert measured["mae"] == pytest.approx(np.abs(errors).mean(), rel=1e-5)
+    assert measured["rmse"] == pytest.approx(np.sqrt((errors**2).mean()), rel=1e-5)
+    seen = torch.cat([rows for loader in (data.train_dataloader(), data.val_dataloader()) for rows, _ in loader])
+    assert not any((row == seen).all(1).any() for rows, _ in data.test_dataloader() for row in rows)
+
+
+def test_the_loss_of_the_regression_is_that_of_huber():
+    task, batch = Regression(delta=0.5), (None, torch.tensor([0.0, 1.0, 3.0]))
+    outputs = torch.tensor([[0.2], [1.0], [1.0]])
+    expected = (0.5 * 0.2**2 + 0.0 + 0.5 * (2.0 - 0.25)) / 3
+    assert float(task.loss(outputs, batch)) == pytest.approx(expected)
+    assert float(task.distil(outputs, batch[1][:, None])) == pytest.approx(expected)
 
 
 class Flat(SearchSpace):
