@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nas.nni_experiment import nni_portal, write_nni_experiment
+from nas.nni_experiment import _KEEPER, nni_portal, write_nni_experiment
 from trials import Limit, Measurement, Metric, StudySpec, Trial, TrialState
 
 SPEC = StudySpec(
@@ -114,6 +114,13 @@ def test_the_manager_ends_when_its_owner_is_killed(tmp_path):
         os.kill(owner.pid, signal.SIGKILL)
     assert len(found) >= 2
     all_end(tmp_path)
+
+
+def test_once_the_manager_has_ended_nothing_waits_to_end_what_has_its_number(tmp_path):
+    command = ["sh", "-c", _KEEPER, "sh", "sh", "-c", "exit 7", str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as keeper:
+        assert keeper.wait() == 7
+        all_end(tmp_path)
 
 
 def test_what_cannot_be_shown_is_refused(tmp_path, monkeypatch):
