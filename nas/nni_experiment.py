@@ -36,8 +36,8 @@ create table ExperimentProfile (
     nextSequenceId integer, revision integer);
 create index ExperimentProfile_id on ExperimentProfile(id);
 """
-# Starts a program and ends it when whoever holds the other end of standard input closes it or dies. Once it has ended by
-# itself nothing is left, or that would end whatever has its number then.
+# Starts a program and ends it when whoever holds the other end of standard input closes it or dies. Once it has ended
+# by itself nothing is left, or that would end whatever has its number then.
 _KEEPER = (
     'exec 3<&0; "$@" & child=$!; { cat <&3 >/dev/null; kill "$child"; } & watch=$!; '
     'wait "$child"; code=$?; kill "$watch" 2>/dev/null; exit "$code"'
