@@ -28,7 +28,7 @@ class Placing:
     def __init__(self, tree: Mapping[str, Any]) -> None:
         self.tree = _plain(tree)
 
-    def __call__(self, kind: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, kind: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Return ``kind(*args, **kwargs)``.
 
         Raises:

@@ -77,6 +77,7 @@ def test_errors_of_the_code_are_told_by_type_and_those_of_files_pass() -> None:
     with pytest.raises(FileNotFoundError):
         placing(open, "nowhere")
     assert placing(complex, 1, imag=2) == 1 + 2j
+    assert placing(dict, kind="lstm") == {"kind": "lstm"}, "a class of the user's may call an argument so"
 
 
 def test_a_message_that_names_its_section_and_a_class_in_two_places_stay_as_they_are() -> None:
