@@ -12,6 +12,7 @@ from trials.trial import FORMAT_VERSION, Candidate, Measurement, Metric, TrialSt
 
 __all__ = ["StudyMismatchError", "StudySpec"]
 
+_NAMED = 6  # differences that a message names
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -87,7 +88,7 @@ class StudySpec:
         """Raise unless ``other`` asks the same question; metadata and reference are free to differ.
 
         Raises:
-            StudyMismatchError: Naming every difference and the way out.
+            StudyMismatchError: Naming the first six differences and the way out.
         """
         differences = [
             f"{what}: stored {mine}, asked for {theirs}"
@@ -102,8 +103,10 @@ class StudySpec:
         if not differences and self.space_digest != other.space_digest:
             differences = [f"space digest: stored {self.space_digest}, asked for {other.space_digest}"]
         if differences:
+            more = len(differences) - _NAMED
+            shown = differences if more <= 0 else [*differences[:_NAMED], f"and {more} more"]
             raise StudyMismatchError(
-                f"study {self.name!r} exists and asks another question ({'; '.join(differences)}); "
+                f"study {self.name!r} exists and asks another question ({'; '.join(shown)}); "
                 "use another study name, or the configuration that it was started with"
             )
 

@@ -1,7 +1,9 @@
 """Where mistakes of the user become one line: what is required, what was given, how to fix it."""
 
+import errno
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 
@@ -48,6 +50,8 @@ def one_line(error: BaseException) -> str:
     """Return the message of ``error`` on one line, files and system errors by name."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"{where}{error.strerror} ({os.getcwd()}, {tempfile.gettempdir()}); free some and repeat the command"
         return f"{where}{error.strerror}; check the path and its permissions"
     text = str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)
     if text.startswith("Does not validate against any"):  # what the parser makes of a constructor's own message

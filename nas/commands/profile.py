@@ -34,6 +34,7 @@ def profile(
     max_params: float | None = None,
     max_macs: float | None = None,
     max_model_size: float | None = None,
+    max_weight_bits: float | None = None,
     max_latency: float | None = None,
     latency_table: str | None = None,
     samples: int = 100,
@@ -46,6 +47,7 @@ def profile(
         max_params: limit on the number of parameters.
         max_macs: limit on multiply-accumulates of one example.
         max_model_size: limit on the bytes of the exported weights.
+        max_weight_bits: limit on the bits of weights, in layers whose bits can be chosen.
         max_latency: limit on the milliseconds of one forward pass on this machine.
         latency_table: file to write: operators of the space and 20 whole networks, measured with ONNX Runtime on this
             machine, for ``nas.LatencyTable``; takes minutes, on an idle machine.
@@ -65,7 +67,11 @@ def profile(
     if latency_table is not None:  # first, because search.costs may name it
         _write_latency_table(space, latency_table, samples=samples, seed=seed)
     asked = given_limits(
-        max_params=max_params, max_macs=max_macs, max_model_size=max_model_size, max_latency=max_latency
+        max_params=max_params,
+        max_macs=max_macs,
+        max_model_size=max_model_size,
+        max_weight_bits=max_weight_bits,
+        max_latency=max_latency,
     )
     replaced = {limit.key for limit in asked}
     limits = [*asked, *(limit for limit in parse_limits(configured.limits) if limit.key not in replaced)]

@@ -1,5 +1,6 @@
 """One line out of many, for every mistake that a user can make in a YAML file or on the command line."""
 
+import errno
 import io
 import subprocess
 import sys
@@ -92,6 +93,7 @@ def test_a_message_is_one_line_that_names_the_option(message: str, known: tuple[
     [
         (ValueError("a\n  b"), "a b"),
         (FileNotFoundError(2, "No such file", "x.yaml"), "x.yaml: No such file"),
+        (OSError(errno.ENOSPC, "No space left"), "No space left (/"),
         (KeyError("no such thing"), "no such thing"),
         (RuntimeError(), "RuntimeError"),
     ],

@@ -1,8 +1,11 @@
 """What people are told of searched bits: after an export, and before it."""
 
+import json
+
 import pytest
 from torch import nn
 
+from nas.__main__ import main
 from nas.deploying import deployed_layers, deployment_card, deployment_table, possible_table, promise
 from search_spaces import MLPSpace, QuantizedSpace
 from supernets.deployment import Deployed
@@ -57,3 +60,18 @@ def test_a_space_tells_what_can_become_of_its_bits() -> None:
     assert table is not None
     assert table.splitlines()[2].split()[-4:] == ["2,", "8", "-", "3"]
     assert possible_table(plain, [plain.smallest()]) is None
+
+
+def test_a_limit_on_bits_is_checked_before_training(tmp_path, capsys) -> None:
+    inner = {
+        "class_path": "search_spaces.MLPSpace",
+        "init_args": {"in_features": 6, "num_classes": 3, "widths": [4], "depths": [3]},
+    }
+    space = {"class_path": "search_spaces.QuantizedSpace", "init_args": {"space": inner, "weight_bits": [2, 4]}}
+    path = tmp_path / "bits.yaml"
+    path.write_text(json.dumps({"model": {"class_path": "supernets.Supernet", "init_args": {"space": space}}}))
+    command = ["profile", "-c", str(path), "--samples", "2", "--max_weight_bits"]
+    assert main([*command, "2"]) == 0
+    assert "satisfiable: max_weight_bits=2" in capsys.readouterr().out
+    assert main([*command, "1"]) == 2
+    assert "max_weight_bits=1 cannot be met: the smallest subnetwork has 2 weight_bits" in capsys.readouterr().out

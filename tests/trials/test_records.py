@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trials import Limit, Measurement, Metric, Outcome, Trial, TrialState, parse_limits
+from trials import (
+    Limit,
+    Measurement,
+    Metric,
+    Outcome,
+    StudyMismatchError,
+    StudySpec,
+    Trial,
+    TrialState,
+    parse_limits,
+)
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 measurements = st.dictionaries(
@@ -138,3 +148,13 @@ def test_a_limit_must_be_made_of_known_parts():
         Limit("", 1.0, "max")
     with pytest.raises(ValueError, match="must be 'max' or 'min', got 'about'"):
         Limit("params", 1.0, "about")
+
+
+def test_a_study_of_another_space_is_told_in_six_differences():
+    def spec(first):
+        metric = Metric("accuracy", "fraction", "maximize")
+        return StudySpec("s", (metric,), {f"c{i}": (first, 9) for i in range(20)}, space_digest="0")
+
+    with pytest.raises(StudyMismatchError) as refused:
+        spec(1).check_same(spec(2))
+    assert "choice c5: stored (1, 9), asked for (2, 9); and 14 more); use another study name" in str(refused.value)
