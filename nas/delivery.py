@@ -15,7 +15,8 @@ from nas.deploying import deployed_layers, deployment_card, deployment_table
 from nas.latency import Timing
 from nas.objectives import WeightSharing
 from nas.runtime import time_models
-from search_spaces import FULL_PRECISION, Architecture, describe
+from nas.standalone import score
+from search_spaces import FULL_PRECISION, Architecture, FactorySpace, describe
 from supernets import Supernet, weights_version
 from supernets.deployment import deployment_summary, quantized_layers
 from supernets.export import Exported, export
@@ -71,8 +72,8 @@ def deliver(
     space = supernet.space
     costs = CostMeter(space, [Parameters(space), MACs(space), ModelSize(space)])(architecture)
     splits = {split: WeightSharing(supernet, data, split=split) for split in ("val", "test")}
-    scores = {split: dict(objective(architecture, seed=0).measurements) for split, objective in splits.items()}
     handed = splits["val"].module(architecture, owned=True)
+    scores = {split: score(handed, supernet.task, objective.batches()[1]) for split, objective in splits.items()}
     scores["test"] |= supernet.task.report(handed, data)
     manifest = {
         **manifest_of(supernet, architecture, costs, weights=weights_version(supernet.source)),
@@ -99,7 +100,7 @@ def deliver(
 def manifest_of(
     supernet: Supernet, architecture: Architecture, costs: Mapping[str, float], *, weights: str
 ) -> dict[str, Any]:
-    """Return what the manifest of a calibrated subnetwork says of its origin.
+    """Return what the manifest of a calibrated subnetwork says of its origin, and how to build a model of the user's.
 
     Args:
         supernet: it was extracted from.
@@ -107,7 +108,10 @@ def manifest_of(
         costs: name -> value.
         weights: version of the supernet's weights.
     """
+    space = supernet.space
+    called = {"arguments": describe(space.arguments(architecture))} if isinstance(space, FactorySpace) else {}
     return {
+        **called,
         "architecture": dict(architecture),
         "arch_id": architecture.arch_id,
         "space": describe(supernet.space),

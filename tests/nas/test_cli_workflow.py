@@ -1,6 +1,7 @@
 """From one YAML to a trained supernet, a search, MLflow and an exported subnetwork, through the real command line."""
 
 import contextlib
+import importlib
 import importlib.util
 import json
 import re
@@ -16,7 +17,9 @@ import torch
 import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from safetensors.torch import load_model
 
+from nas import DigitsData
 from nas.__main__ import main
 from nas.callbacks import FitProgress
 from nas.objectives import Evaluation, WeightSharing
@@ -430,7 +433,13 @@ def test_a_model_beside_the_configuration_is_found_and_trusted_by_name_only(
     assert "--trust their_models" in capsys.readouterr().err
     assert not Path("tiny").exists()
     assert main(["sample", saved, "--out", "tiny", "--formats", '["safetensors"]', "--trust", "json,their_models"]) == 0
-    assert Path("tiny/model.safetensors").exists()
+    manifest = json.loads(Path("tiny/manifest.json").read_text())
+    assert manifest["module"] == "their_models.Net"
+    model = importlib.import_module("their_models").Net(**manifest["arguments"]).eval()
+    load_model(model, "tiny/model.safetensors")
+    logits, labels = zip(*((model(images), labels) for images, labels in DigitsData().val_dataloader()), strict=True)
+    accuracy = float((torch.cat(logits).argmax(1) == torch.cat(labels)).float().mean())
+    assert accuracy == pytest.approx(manifest["scores"]["val"]["accuracy"], abs=1e-6)
 
 
 def test_data_that_cannot_be_kept_with_the_supernet_is_told_before_training_and_named_later(
