@@ -39,7 +39,7 @@ class NASParser(OneLineErrors, LightningArgumentParser):
     def instantiate_classes(self, cfg: Any, instantiate_groups: bool = True) -> Any:
         """Make the objects of a configuration; what a constructor refuses is told with its place in the file."""
         tree = cfg.as_dict()
-        placing = Placing(tree.get(tree.get("subcommand"), tree))
+        placing = Placing(tree.get(tree.get("subcommand"), tree), {"search": SearchSettings})
         return self.instantiate(cfg, instantiate_groups, instantiators=[(placing, object, True)])
 
 

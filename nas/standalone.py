@@ -35,7 +35,7 @@ class Recipe:
         clip: bound on the absolute value of each gradient element, none by default.
 
     Raises:
-        ValueError: ``steps < 1``.
+        ValueError: ``steps < 1``, or ``clip`` is not above zero.
     """
 
     steps: int = 1000
@@ -46,6 +46,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"Recipe.steps must be >= 1, got {self.steps}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"Recipe.clip must be above 0, or null for no clipping, got {self.clip}")
 
 
 def _forever(data: L.LightningDataModule, steps: int) -> Iterator[Any]:

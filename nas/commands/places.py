@@ -1,9 +1,13 @@
 """Where in a configuration an object stands whose constructor refuses what it is given."""
 
+import dataclasses
+import math
 from collections.abc import Iterator, Mapping
-from typing import Any, final
+from types import UnionType
+from typing import Any, Union, final, get_args, get_origin, get_type_hints
 
 from nas.commands.boundary import UsageError
+from search_spaces import load
 
 __all__ = ["ConfigurationError", "Placing"]
 
@@ -23,10 +27,22 @@ class Placing:
 
     Args:
         tree: the configuration, its sections being the keys.
+        sections: classes of the sections that are not told by a ``class_path``.
+
+    Raises:
+        ConfigurationError: something in the tree is not a number (NaN), which hardly any comparison notices, or stands
+            where the options of a dataclass belong, which the parser does not.
     """
 
-    def __init__(self, tree: Mapping[str, Any]) -> None:
+    def __init__(self, tree: Mapping[str, Any], sections: Mapping[str, type] | None = None) -> None:
         self.tree = _plain(tree)
+        for place, value in _values(self.tree, ""):
+            if isinstance(value, float) and math.isnan(value):
+                raise ConfigurationError(f"{place} must be a number, got nan")
+        kinds = sections or {}
+        for place, path, arguments in _nodes(self.tree, ""):
+            if path is not None or place in kinds:
+                _check_groups(place, kinds[place] if path is None else load(path), arguments)
 
     def __call__(self, kind: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Return ``kind(*args, **kwargs)``.
@@ -51,7 +67,9 @@ class Placing:
 
     def _place(self, kind: Any, given: Mapping[str, Any]) -> str:
         """Return the place of the node that ``kind`` was made of, or its name where several or none could be."""
-        named = [node for node in _nodes(self.tree, "") if node[1] in (None, kind.__name__)]
+        named = [
+            node for node in _nodes(self.tree, "") if node[1] is None or node[1].rpartition(".")[2] == kind.__name__
+        ]
         fitting = [place for place, name, values in named if _fits(values, given, whole=name is None)]
         return fitting[0] if len(fitting) == 1 else str(kind.__name__)
 
@@ -64,8 +82,47 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str) else None
 
 
+def _check_groups(place: str, kind: Any, arguments: Mapping[str, Any]) -> None:
+    """Refuse what is no mapping where ``kind`` takes the options of a dataclass."""
+    for name, wanted in _groups(kind).items():
+        if isinstance(arguments.get(name), bool | int | float | str | list):
+            raise ConfigurationError(
+                f"{place}.{name} must be a mapping of the options of {wanted}, got {arguments[name]}"
+            )
+
+
+def _groups(kind: Any) -> dict[str, str]:
+    """Return the parameters that take a dataclass and nothing else -> its name."""
+    try:
+        hints = get_type_hints(kind.__init__)
+    except (NameError, TypeError, AttributeError):  # of a user's class, or a function
+        return {}
+    found = {}
+    for name, hint in hints.items():
+        kinds = [part for part in get_args(hint) or (hint,) if part is not type(None)]
+        if len(kinds) == 1 and dataclasses.is_dataclass(kinds[0]) and get_origin(hint) in (None, Union, UnionType):
+            found[name] = getattr(kinds[0], "__name__", "")
+    return found
+
+
+def _values(tree: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """Yield (place, value) of everything that holds nothing else, ``init_args`` being no part of a place."""
+    if isinstance(tree, list):
+        for number, item in enumerate(tree):
+            yield from _values(item, f"{place}[{number}]")
+    elif isinstance(tree, dict):
+        for key, item in tree.items():
+            yield from _values(item, _inner(place, key))
+    else:
+        yield place, tree
+
+
+def _inner(place: str, key: str) -> str:
+    return place if key == "init_args" else f"{place}.{key}" if place else key
+
+
 def _nodes(tree: Any, place: str) -> Iterator[Node]:
-    """Yield (place, class, arguments) of every mapping, ``init_args`` being no part of a place."""
+    """Yield (place, path of the class, arguments) of every mapping, ``init_args`` being no part of a place."""
     if isinstance(tree, list):
         for number, item in enumerate(tree):
             yield from _nodes(item, f"{place}[{number}]")
@@ -74,12 +131,11 @@ def _nodes(tree: Any, place: str) -> Iterator[Node]:
     arguments = tree
     if "class_path" in tree:
         arguments = tree.get("init_args") or {}
-        yield place, tree["class_path"].rpartition(".")[2], arguments
+        yield place, tree["class_path"], arguments
     elif place:
         yield place, None, arguments
     for key, item in arguments.items():
-        inner = place if key == "init_args" else f"{place}.{key}" if place else key
-        yield from _nodes(item, inner)
+        yield from _nodes(item, _inner(place, key))
 
 
 def _fits(values: Mapping[str, Any], given: Mapping[str, Any], *, whole: bool) -> bool:

@@ -63,7 +63,7 @@ class OptunaController(Controller):
         budget: how many evaluations are planned, where known; used to choose the sampler.
 
     Raises:
-        ValueError: the sampler cannot be imported or does not take ``sampler_args``.
+        ValueError: the sampler cannot be imported or does not take ``sampler_args``, or ``budget < 1``.
     """
 
     def __init__(
@@ -74,6 +74,8 @@ class OptunaController(Controller):
         sampler_args: Mapping[str, Any] | None = None,
         budget: int | None = None,
     ) -> None:
+        if budget is not None and budget < 1:
+            raise ValueError(f"search.controller: OptunaController.budget must be >= 1, or null, got {budget}")
         self.problem = problem
         self.sampler = sampler
         self.sampler_args = sampler_args

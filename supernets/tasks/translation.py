@@ -92,8 +92,11 @@ class Translation(Task):
             raise ValueError(
                 f"Translation needs 0 <= label_smoothing < 1 and max_length >= 1, got {label_smoothing=}, {max_length=}"
             )
-        if len({padding, begin, end}) < 3:
-            raise ValueError(f"padding, begin and end must be different tokens, got {padding=}, {begin=}, {end=}")
+        if len({padding, begin, end}) < 3 or min(padding, begin, end) < 0:
+            raise ValueError(
+                "Translation.padding, begin and end must be different tokens, from 0 on, got "
+                f"{padding=}, {begin=}, {end=}"
+            )
         self.label_smoothing = label_smoothing
         self.padding = padding
         self.begin = begin

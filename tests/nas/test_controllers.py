@@ -258,6 +258,7 @@ def test_evolution_refuses_bad_options(options, message):
         ({"sampler": "optuna.samplers.Absent"}, "or an import path"),
         ({"sampler": "tpe", "sampler_args": {"population": 3}}, "sampler_args of 'tpe': .*population"),
         ({"sampler": "tpe", "sampler_args": {"seed": 3}}, "must not contain 'seed'"),
+        ({"budget": 0}, r"OptunaController\.budget must be >= 1, or null, got 0"),
         ({"sampler": dict}, "sampler_args of .*dict.*: no signature found"),
         ({"sampler": "fractions.Fraction"}, "must make an Optuna sampler, got Fraction"),
     ],

@@ -1,5 +1,6 @@
 """What a constructor refuses is told with its place in the configuration."""
 
+import math
 import pickle
 import re
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from nas.commands.boundary import one_line
 from nas.commands.places import ConfigurationError, Placing
 from nas.commands.sections import build_sections
 from nas.controllers import Controller, Problem
+from nas.settings import SearchSettings
 from search_spaces import SearchSpace
 from supernets import SamplingRule, WeightSource
 
@@ -64,6 +66,39 @@ def test_an_error_begins_with_the_place(key: str, class_path: str, init_args: di
     assert re.search(message, one_line(raised.value))
 
 
+@pytest.mark.parametrize(
+    ("key", "class_path", "init_args", "message"),
+    [
+        (
+            "model.init_args.space",
+            "search_spaces.ConvNetSpace",
+            {"num_classes": 3, "stages": [BLOCK], "stem": -1},
+            r"^model\.space\.stem must be a mapping of the options of Stem, got -1$",
+        ),
+        (
+            "model.init_args.source",
+            "supernets.MixtureWeights",
+            {"group_bias": math.nan},
+            r"^model\.source\.group_bias must be a number, got nan$",
+        ),
+    ],
+    ids=["no options", "not a number"],
+)
+def test_what_the_parser_lets_pass_is_refused(
+    key: str, class_path: str, init_args: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        made(key, class_path, **init_args)
+
+
+def test_a_section_without_class_path_is_checked_too() -> None:
+    Placing({"search": {"trust": None, "ray": {"cpus": 1}}}, {"search": SearchSettings})
+    with pytest.raises(
+        ConfigurationError, match=r"^search\.ray must be a mapping of the options of RayCluster, got 2$"
+    ):
+        Placing({"search": {"ray": 2}}, {"search": SearchSettings})
+
+
 def test_what_is_made_later_has_its_place_too_and_reaches_a_worker() -> None:
     make = pickle.loads(pickle.dumps(made("model.init_args.source", "supernets.MixtureWeights", experts=0)))
     with pytest.raises(ConfigurationError, match=r"^model\.source: MixtureWeights\.experts must be at least 2, got 0"):
@@ -81,10 +116,12 @@ def test_errors_of_the_code_are_told_by_type_and_those_of_files_pass() -> None:
 
 
 def test_a_message_that_names_its_section_and_a_class_in_two_places_stay_as_they_are() -> None:
-    def refusing(**_: Any) -> None:
-        raise ValueError("search.trials must be >= 1, got 0")
+    class Linear:
+        def __init__(self, **_: Any) -> None:
+            raise ValueError("search.trials must be >= 1, got 0")
 
+    node = {"class_path": "torch.nn.Linear"}
     with pytest.raises(ConfigurationError, match=r"^search\.trials must be >= 1, got 0$"):
-        Placing({"search": {"class_path": "refusing"}})(refusing)
-    with pytest.raises(ConfigurationError, match=r"^refusing: search\.trials"):
-        Placing({"a": {"class_path": "refusing"}, "b": {"class_path": "refusing"}})(refusing)
+        Placing({"search": node})(Linear)
+    with pytest.raises(ConfigurationError, match=r"^Linear: search\.trials"):
+        Placing({"a": node, "b": node})(Linear)

@@ -279,3 +279,11 @@ def test_the_dashboard_of_optuna_lists_our_trials(tmp_path):
     assert sorted(item["values"][0] for item in complete) == sorted(
         t.value("accuracy") for t in result.trials if t.state is TrialState.COMPLETE
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"), [({"steps": 0}, "steps"), ({"clip": 0.0}, "clip"), ({"clip": -1}, "clip")]
+)
+def test_a_recipe_out_of_range_is_refused(arguments: dict[str, float], field: str) -> None:
+    with pytest.raises(ValueError, match=rf"Recipe\.{field} must be .*, got {arguments[field]}"):
+        Recipe(**arguments)

@@ -227,7 +227,8 @@ def test_a_language_model_inherits_what_it_computes() -> None:
         (lambda: LanguageModelling(label_smoothing=1.0), "0 <= label_smoothing < 1"),
         (lambda: LanguageModelling(characters_per_token=0), "characters_per_token > 0"),
         (lambda: Translation(max_length=0), "max_length >= 1"),
-        (lambda: Translation(begin=0), "must be different tokens, got padding=0, begin=0, end=2"),
+        (lambda: Translation(begin=0), "must be different tokens, from 0 on, got padding=0, begin=0, end=2"),
+        (lambda: Translation(padding=-1), "Translation.padding, begin and end must be .* got padding=-1"),
     ],
 )
 def test_bad_options_are_named(make: Callable[[], Task], message: str) -> None:
