@@ -36,9 +36,14 @@ def check_trainer(trainer: Any, rule: SamplingRule) -> None:
 
     Raises:
         ValueError: the rule refuses the number of steps, learns from a validation split that is not there,
-            data-parallel training would wait for gradients of weights that no subnetwork has used, or a callback
-            averages weights in a way that needs automatic optimisation.
+            data-parallel training would wait for gradients of weights that no subnetwork has used, a callback
+            averages weights in a way that needs automatic optimisation, or the supernet is compiled.
     """
+    if getattr(trainer.lightning_module, "_compiler_ctx", None) is not None:
+        raise ValueError(
+            "torch.compile cannot compile a supernet, whose networks change from step to step; train it as it is, and "
+            "compile the module that supernet.extract returns"
+        )
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
         raise ValueError(f"trainer.callbacks: GradientAccumulationScheduler {_NO_ACCUMULATION}")
     if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):

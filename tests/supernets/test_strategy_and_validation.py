@@ -92,6 +92,15 @@ def test_callbacks_that_need_automatic_optimisation_are_refused(callback: L.Call
         given.on_fit_start()
 
 
+def test_a_compiled_supernet_is_refused_before_anything_is_traced() -> None:
+    given, trainer = supernet(), quiet()
+    given.trainer = trainer
+    given._compiler_ctx = {"compiler": "dynamo"}  # what Lightning makes of ``torch.compile(supernet)``
+    trainer.strategy.connect(given)
+    with pytest.raises(ValueError, match=r"cannot compile a supernet.*compile the module that supernet.extract"):
+        given.on_fit_start()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
