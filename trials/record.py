@@ -169,7 +169,7 @@ class _Curve:
         self.objectives = spec.objectives
         self.directions = [metric.direction for metric in spec.objectives]
         self._reference = spec.reference
-        self._finished = 0
+        self._evaluated = 0
         self._infeasible = 0
         self._complete: list[list[float]] = []
         self._front: list[list[float]] = []
@@ -177,11 +177,12 @@ class _Curve:
 
     def add(self, trial: Trial) -> list[tuple[str, float]]:
         """Take in the next trial and return the curve values at its step."""
-        self._finished += 1
+        measured = all(metric.name in trial.measurements for metric in self.objectives)
+        self._evaluated += trial.state is not TrialState.INFEASIBLE or measured  # else its costs told enough
         self._infeasible += trial.state is TrialState.INFEASIBLE
         if trial.state is TrialState.COMPLETE:
             self._extend_front([trial.value(metric.name) for metric in self.objectives])
-        return [(_CURVE, float(self._finished)), *self._values()]
+        return [(_CURVE, float(self._evaluated)), *self._values()]
 
     def _extend_front(self, point: list[float]) -> None:
         self._complete.append(point)

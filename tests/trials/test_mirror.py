@@ -96,6 +96,10 @@ def test_the_record_shows_every_trial_once_however_often_it_is_written(url, uri,
 
 def test_the_parent_shows_progress_over_trials_and_how_to_continue(url, uri, tmp_path):
     store = a_mixed_study(url, tmp_path)
+    with TrialStore(url, spec(), runs=tmp_path) as screening:
+        screened = {"width": 32, "depth": 1}
+        costs = Outcome(state=TrialState.INFEASIBLE, measurements={"params": Measurement(1e6, "1", "minimize")})
+        screening.record(screened, arch_id(screened), costs, seed=1)
     report = mirror_study(url, "study", uri, EXPERIMENT, once=True)
     client = MlflowClient(uri)
     parent = client.get_run(report.run_id)
@@ -106,10 +110,10 @@ def test_the_parent_shows_progress_over_trials_and_how_to_continue(url, uri, tmp
     assert parent.data.params["space/width"] == "[8, 16, 32]"
     best = client.get_metric_history(report.run_id, "best/accuracy")
     measured = [trial.value("accuracy") for trial in store.trials()[:11]]
-    assert [entry.step for entry in best] == list(range(13))
+    assert [entry.step for entry in best] == list(range(14))
     assert [entry.value for entry in best[:11]] == [max(measured[: count + 1]) for count in range(11)]
-    assert [entry.value for entry in client.get_metric_history(report.run_id, "evaluations")] == list(range(1, 14))
-    assert parent.data.metrics["feasible_fraction"] == pytest.approx(11 / 12)
+    assert [entry.value for entry in client.get_metric_history(report.run_id, "evaluations")] == [*range(1, 14), 13]
+    assert parent.data.metrics["feasible_fraction"] == pytest.approx(11 / 13)
     volumes = client.get_metric_history(report.run_id, "hypervolume")
     first_ten = [[trial.value("accuracy"), trial.value("params")] for trial in store.trials()[:10]]
     worst = [min(a for a, _ in first_ten), max(p for _, p in first_ten)]
