@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from search_spaces import GraphSpace, QuantizedSpace, SearchSpace
+from search_spaces import FactorySpace, GraphSpace, QuantizedSpace, SearchSpace
 from supernets.tasks import Task
 
-__all__ = ["check_batch", "check_data", "explained", "inputs_of", "without_bits"]
+__all__ = ["check_batch", "check_data", "check_examples", "explained", "inputs_of", "without_bits"]
 
 
 def without_bits(space: SearchSpace) -> SearchSpace:
@@ -61,6 +61,28 @@ def check_data(space: SearchSpace, data: Any) -> None:
                 f"{type(space).__name__}.{field} must be {given}, the {unit} of {type(data).__name__}, got {known}; "
                 "correct it in model.space, or costs would be those of another size"
             )
+
+
+def check_examples(space: SearchSpace) -> None:
+    """Refuse a space of the user's model whose smallest network does not run on the example inputs.
+
+    Costs, exports and the checks of weight sources run networks on them, but training does not.
+
+    Raises:
+        ValueError: saying what went wrong.
+    """
+    if not isinstance(space, FactorySpace):
+        return
+    smallest = space.smallest()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        module = space.build(smallest).eval()
+        try:
+            module(*space.inputs(smallest, 2))
+        except Exception as error:  # whatever the user's forward makes of wrong inputs
+            raise ValueError(
+                "model.space: networks must run on the inputs that the space gives as examples, but "
+                f"{type(module).__name__} broke: {error!r}; correct input_shape, input_dtype or example_inputs"
+            ) from error
 
 
 def check_batch(space: SearchSpace, inputs: Sequence[Any]) -> None:

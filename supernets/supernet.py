@@ -19,7 +19,7 @@ from supernets.card import card
 from supernets.decay import parameter_groups
 from supernets.draws import distinct
 from supernets.held_out import HeldOut
-from supernets.mismatch import check_batch, check_data, explained, inputs_of, without_bits
+from supernets.mismatch import check_batch, check_data, check_examples, explained, inputs_of, without_bits
 from supernets.noise import seed_epochs, seed_step
 from supernets.readiness import check_trainer
 from supernets.rules import SamplingRule, SandwichRule, Slot
@@ -299,6 +299,7 @@ class Supernet(L.LightningModule):
     def on_fit_start(self) -> None:
         """Refuse data, a length or a distributed strategy that cannot work, before anything is trained."""
         check_data(self.space, self.trainer.datamodule)  # type: ignore[attr-defined]
+        check_examples(without_bits(self.space))
         check_trainer(self.trainer, self.rule)
         self._held_out = None
         self._noise = derive_seed(self.seed, torch.initial_seed())

@@ -68,7 +68,17 @@ class Classification(Task):
         return (batch[0],)
 
     def loss(self, outputs: Any, batch: Any, *, regularise: bool = False) -> Tensor:
-        """Return the mean cross-entropy, with label smoothing where ``regularise``."""
+        """Return the mean cross-entropy, with label smoothing where ``regularise``.
+
+        Raises:
+            ValueError: the outputs are no logits of that many classes.
+        """
+        if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] != self.num_classes:
+            given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise ValueError(
+                f"model.task: networks must return logits of shape (batch, {self.num_classes}), as num_classes says, "
+                f"got {given}; correct num_classes or the networks (of a Hugging Face model take `output: logits`)"
+            )
         return F.cross_entropy(outputs, batch[1], label_smoothing=self.label_smoothing if regularise else 0.0)
 
     def distil(self, outputs: Any, teacher: Any) -> Tensor:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from search_spaces import (
     CellSpace,
+    FactorySpace,
     GraphSpace,
     MLPSpace,
     QuantizedSpace,
@@ -147,6 +148,20 @@ def test_training_says_what_the_task_cannot_read(fit: Fit, labelled: Any) -> Non
     loader.batches = [{"inputs": torch.ones(2, 12)}]
     with pytest.raises(ValueError, match=r"Classification cannot read the batches of the data, each a dict"):
         fit(Supernet(MLPSpace(12, 4), Classification(4)), loader, steps=1)
+
+
+def test_training_does_not_begin_with_examples_that_the_networks_do_not_take(fit: Fit, labelled: Any) -> None:
+    space = FactorySpace(torch.nn.Linear, {"out_features": [2, 4]}, input_shape=(5,), fixed={"in_features": 12})
+    with pytest.raises(ValueError, match=r"model.space: networks must run on .* Linear broke: .*; correct input_shape"):
+        fit(Supernet(space, Classification(4)), labelled(MLPSpace(12, 4)), steps=1)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "given"), [(torch.ones(2, 3), r"\(2, 3\)"), (torch.ones(2), r"\(2,\)"), ({"logits": 1}, "dict")]
+)
+def test_outputs_that_are_no_logits_of_the_classes_are_told(outputs: Any, given: str) -> None:
+    with pytest.raises(ValueError, match=rf"return logits of shape \(batch, 4\).*got {given}; correct num_classes"):
+        Classification(4).loss(outputs, (None, torch.zeros(2, dtype=torch.long)))
 
 
 class Words(L.LightningDataModule):
