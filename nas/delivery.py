@@ -12,6 +12,7 @@ from nas.addresses import Located
 from nas.commands.tables import amount, table
 from nas.costs import CostMeter, MACs, ModelSize, Parameters
 from nas.deploying import deployed_layers, deployment_card, deployment_table
+from nas.evaluation import scored_with
 from nas.latency import Timing
 from nas.objectives import WeightSharing
 from nas.runtime import time_models
@@ -131,7 +132,11 @@ def describe_delivery(delivered: Delivered, supernet: Supernet, *, searched: Tri
     units = {"model_size": "byte", "macs": "MAC"}
     rows += [[name, amount(value, units.get(name, "1"))] for name, value in delivered.costs.items()]
     if searched is not None and headline in searched.measurements:
-        rows.append([f"{headline}, validation, as searched", amount(searched.value(headline), unit)])
+        alone = scored_with(searched, alone=False) is None and "searched" in searched.measurements
+        if alone:  # the headline is of other weights than those that are exported
+            rows.append([f"{headline}, validation, trained by itself", amount(searched.value(headline), unit)])
+        found = searched.value("searched" if alone else headline)
+        rows.append([f"{headline}, validation, as searched", amount(found, unit)])
     if searched is not None and "temperature" in searched.measurements:
         rows.append(["divide its logits by (temperature)", f"{searched.value('temperature'):.4g}"])
     for split, label in (("val", "validation"), ("test", "test")):

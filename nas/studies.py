@@ -1,5 +1,6 @@
 """One search from the command line: progress, the MLflow mirror, the report, and what to do next."""
 
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -188,7 +189,9 @@ def run_study(
     for path in files.values():
         print(f"  wrote {path}")
     if origin is not None and any(scored_with(trial, alone=True) for trial in result.front):
-        options = f"--study {settings.study} --out {settings.study}-best{options_for(read_card(origin.path))}"
+        usual = settings.storage == SearchSettings().storage
+        where = f"--study {settings.study}" if usual else f"--study {settings.study} --storage {shlex.quote(shown)}"
+        options = f"{where} --out {settings.study}-best{options_for(read_card(origin.path))}"
         print(f"\nNext:\n  nas sample {origin.address} {options}")
     return result
 

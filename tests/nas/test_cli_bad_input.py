@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -241,3 +242,14 @@ def test_the_quickstart_uses_the_configuration_of_the_repository() -> None:
 def test_the_parser_raises_where_it_is_used_as_a_library() -> None:
     with pytest.raises(UsageError, match="fit needs the section"):
         NASCLI(["fit"])
+
+
+def test_what_comes_next_names_a_storage_that_is_not_the_usual_one(
+    supernet: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = experiment.write_config(here)
+    elsewhere = ["--search.storage", "elsewhere.journal", "--search.trials", "2", "--trainer.logger", "false"]
+    assert main(["search", "-c", config, "--ckpt_path", str(supernet), *elsewhere]) == 0
+    following = shlex.split(capsys.readouterr().out.rpartition("Next:")[2])
+    assert main([*following[1:], "--formats", '["safetensors"]']) == 0
+    assert "best of 2 trials in elsewhere.journal" in capsys.readouterr().out

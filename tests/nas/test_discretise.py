@@ -19,6 +19,7 @@ from nas import (
     open_search,
 )
 from nas.addresses import Located
+from nas.delivery import deliver, describe_delivery
 from nas.evaluation import scored_with
 from nas.known import known_trials
 from supernets import LPGNASRule, NodeClassification, SandwichRule, Supernet, weights_version
@@ -90,5 +91,15 @@ def test_its_trials_are_found_by_the_name_of_their_study(supernet: Supernet, tmp
     located = Located("net", tmp_path)
     assert known_trials(located, weights=weights, study="gated", storage=storage).trials == (trial,)
     assert not known_trials(located, weights=weights, study=None, storage=storage).trials
+    files = {"formats": ["safetensors"], "overwrite": False}
+    delivered = deliver(supernet, Nodes(), supernet.space.architecture(trial.architecture), tmp_path / "best", **files)
+    lines = describe_delivery(delivered, supernet, searched=trial).splitlines()
+    told = [line.rsplit("  ", 1) for line in lines if line.startswith("accuracy, validation")]
+    shown = {row.strip(): value.strip() for row, value in told}
+    assert shown == {
+        "accuracy, validation, trained by itself": f"{100 * trial.value('accuracy'):.2f} %",
+        "accuracy, validation, as searched": f"{100 * trial.value('searched'):.2f} %",
+        "accuracy, validation, as exported": f"{100 * trial.value('searched'):.2f} %",
+    }
     with pytest.raises(StudyNotFoundError, match="no finished trial of these weights"):
         known_trials(located, weights="another", study="gated", storage=storage)
