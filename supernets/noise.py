@@ -48,6 +48,12 @@ class EpochSeeded:
         self.batch_sampler = None  # Lightning looks for one wherever it finds a sampler
         self._epoch = 0
 
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the loader, for callbacks that look at its data set."""
+        if name == "loader":  # not there yet, while a copy is made
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass, also for a sampler of the loader that asks for it."""
         self._epoch = epoch
@@ -68,15 +74,16 @@ class EpochSeeded:
 def seed_epochs(trainer: Trainer, root: int) -> None:
     """Make the order and the augmentation of PyTorch's own loaders a function of the epoch.
 
-    Loaders of other classes, ours among them, are left as they are. Call it when training starts.
+    Loaders of other classes, ours among them, and those that keep their place (``state_dict``) are left as they are.
+    Call it when training starts.
     """
     loop = trainer.fit_loop
     combined, fetcher = loop._combined_loader, loop._data_fetcher
     assert combined is not None  # noqa: S101 - training starts with loaders
     assert fetcher is not None  # noqa: S101 - and with what reads them
-    if not any(isinstance(loader, DataLoader) for loader in combined.flattened):
+    plain = [isinstance(loader, DataLoader) and not hasattr(loader, "state_dict") for loader in combined.flattened]
+    if not any(plain):
         return
-    combined.flattened = [
-        EpochSeeded(loader, root) if isinstance(loader, DataLoader) else loader for loader in combined.flattened
-    ]
+    pairs = zip(combined.flattened, plain, strict=True)
+    combined.flattened = [EpochSeeded(loader, root) if seeded else loader for loader, seeded in pairs]
     iter(fetcher)  # it keeps an iterator, made of the loaders as they were

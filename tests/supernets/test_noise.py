@@ -1,5 +1,6 @@
 """Dropout, the order of the data and its augmentation, in a training that was interrupted."""
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
@@ -82,3 +83,22 @@ def test_epochs_differ_and_a_sampler_hears_of_them() -> None:
     assert isinstance(sampler, Sized)
     assert sampler.epoch == 0  # type: ignore[attr-defined]
     assert len(loader) == 2
+    assert loader.dataset is loader.loader.dataset
+    assert copy.copy(loader).batch_size == 4
+
+
+class Stateful(DataLoader[Any]):
+    """Keeps its place by itself."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": 3}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        raise AssertionError(state)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_loader_that_keeps_its_place_is_left_as_it_is() -> None:
+    loader = Stateful(Augmented(), 4)
+    _, trainer = train(loader, 1)
+    assert trainer.train_dataloader is loader
