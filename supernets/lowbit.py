@@ -68,8 +68,9 @@ class LowBitOnnxFormat(Format):
             raise ValueError(f"accuracy_level must be 0 or 4, got {accuracy_level}")
         if not layers:
             raise ValueError(
-                "the onnx-lowbit format needs a quantised subnetwork, but no layer is below 32 bits; wrap the space in "
-                "search_spaces.QuantizedSpace and its weights in supernets.QuantizedWeights, or use the onnx format"
+                "the onnx-lowbit format needs a quantised subnetwork, but no layer of this one has weights of fewer "
+                "than 32 bits from supernets.QuantizedWeights; wrap the space in search_spaces.QuantizedSpace and its "
+                "weights in QuantizedWeights (bits of GraphSpace are simulated), or use the onnx format"
             )
         self.layers = dict(layers)
         self.accuracy_level = accuracy_level
