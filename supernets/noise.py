@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from search_spaces import derive_seed
 
-__all__ = ["EpochSeeded", "seed_all", "seed_epochs", "seed_step"]
+__all__ = ["EpochSeeded", "restore_places", "seed_all", "seed_epochs", "seed_step"]
 
 
 def seed_all(seed: int) -> None:
@@ -39,14 +39,15 @@ class EpochSeeded:
     Args:
         loader: of the training batches.
         root: of the seeds.
+        epoch: of the next pass.
     """
 
-    def __init__(self, loader: DataLoader[Any], root: int) -> None:
+    def __init__(self, loader: DataLoader[Any], root: int, epoch: int = 0) -> None:
         self.loader = loader
         self.root = root
         self.sampler = self
         self.batch_sampler = None  # Lightning looks for one wherever it finds a sampler
-        self._epoch = 0
+        self._epoch = epoch
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the loader, for callbacks that look at its data set."""
@@ -71,19 +72,38 @@ class EpochSeeded:
         yield from self.loader
 
 
+def restore_places(trainer: Trainer) -> None:
+    """Let loaders that keep their place (``state_dict``) go on from it where a training is resumed within an epoch.
+
+    Lightning does so when it sets up its loaders, but whoever asks for the number of steps, as schedules do, has it set
+    them up before it reads the checkpoint. Call it when training starts.
+    """
+    loop = trainer.fit_loop
+    if loop._combined_loader_states_to_load:
+        loop._load_combined_loader_states()
+        _begin_again(trainer)
+
+
 def seed_epochs(trainer: Trainer, root: int) -> None:
     """Make the order and the augmentation of PyTorch's own loaders a function of the epoch.
 
     Loaders of other classes, ours among them, and those that keep their place (``state_dict``) are left as they are.
-    Call it when training starts.
+    Call it when training starts, and when an epoch does, for which Lightning may have made loaders anew.
     """
     loop = trainer.fit_loop
-    combined, fetcher = loop._combined_loader, loop._data_fetcher
+    combined = loop._combined_loader
     assert combined is not None  # noqa: S101 - training starts with loaders
-    assert fetcher is not None  # noqa: S101 - and with what reads them
     plain = [isinstance(loader, DataLoader) and not hasattr(loader, "state_dict") for loader in combined.flattened]
     if not any(plain):
         return
+    epoch = loop.epoch_progress.current.processed
     pairs = zip(combined.flattened, plain, strict=True)
-    combined.flattened = [EpochSeeded(loader, root) if seeded else loader for loader, seeded in pairs]
-    iter(fetcher)  # it keeps an iterator, made of the loaders as they were
+    combined.flattened = [EpochSeeded(loader, root, epoch) if seeded else loader for loader, seeded in pairs]
+    _begin_again(trainer)
+
+
+def _begin_again(trainer: Trainer) -> None:
+    """Make the iterator anew that Lightning keeps, of the loaders as they were."""
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None  # noqa: S101 - there are loaders, and with them what reads them
+    iter(fetcher)

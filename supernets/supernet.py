@@ -20,7 +20,7 @@ from supernets.decay import parameter_groups
 from supernets.draws import distinct
 from supernets.held_out import HeldOut
 from supernets.mismatch import check_batch, check_data, check_examples, explained, inputs_of, without_bits
-from supernets.noise import seed_epochs, seed_step
+from supernets.noise import restore_places, seed_epochs, seed_step
 from supernets.readiness import check_trainer
 from supernets.rules import SamplingRule, SandwichRule, Slot
 from supernets.schedules import scheduled
@@ -305,7 +305,12 @@ class Supernet(L.LightningModule):
         self._noise = derive_seed(self.seed, torch.initial_seed())
 
     def on_train_start(self) -> None:
-        """Make the order and the augmentation of the data functions of the epoch."""
+        """Make the order and the augmentation of the data functions of the epoch, and go on where one was left."""
+        restore_places(self.trainer)
+        seed_epochs(self.trainer, self._noise)
+
+    def on_train_epoch_start(self) -> None:
+        """Do the same with loaders that were made for this epoch."""
         seed_epochs(self.trainer, self._noise)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -197,3 +197,32 @@ def test_code_of_others_is_loaded_only_if_trusted(tmp_path: Path) -> None:
     again = load_conditioned(folder, trust=["tests"]).network
     assert isinstance(again.conditions["inverted"], Effect)
     assert again.generator.target.shapes["0.weight"] == (7, 4)
+
+
+class Shuffled(Data):
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.loader(64, 0).dataset, 32, shuffle=True)
+
+
+def forgetful(width: int = 6) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, width), nn.Dropout(0.5), nn.Linear(width, 2))
+
+
+def test_a_resumed_training_ends_at_the_same_weights(tmp_path: Path) -> None:
+    def train(epochs: int, checkpoint: Path | None = None) -> L.Trainer:
+        torch.manual_seed(3)
+        torch.rand(5 if checkpoint else 1)  # what a resumed program has drawn by now is another number
+        model = ConditionedNetwork(forgetful, Classification(2), {"inverted": Inverted()}, hypernet=SMALL)
+        options: Any = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = L.Trainer(accelerator="cpu", max_epochs=epochs, enable_model_summary=False, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.fit(model, datamodule=Shuffled(), ckpt_path=checkpoint, weights_only=bool(checkpoint) or None)
+        return trainer
+
+    whole = train(3)
+    train(1).save_checkpoint(tmp_path / "one.ckpt")
+    resumed = train(3, tmp_path / "one.ckpt")
+    assert resumed.global_step == 6
+    found, wanted = resumed.lightning_module.state_dict(), whole.lightning_module.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler
 
 from search_spaces import FactorySpace
 from supernets import Classification, Supernet, UniformRule
@@ -48,13 +48,13 @@ class Fixed:
         return iter([(torch.ones(4, 6), torch.tensor([0, 1, 1, 0]))] * 2)
 
 
-def train(loader: Any, epochs: int, checkpoint: Path | None = None) -> tuple[Supernet, L.Trainer]:
+def train(loader: Any, epochs: int, checkpoint: Path | None = None, **given: Any) -> tuple[Supernet, L.Trainer]:
     torch.manual_seed(3)
     for _ in range(0 if checkpoint is None else 5):  # what a resumed program has drawn by now is another number
         torch.rand(1), random.random(), np.random.rand()
     space = FactorySpace(Dropping, {"width": [4, 8]}, input_shape=(6,))
     supernet = Supernet(space, Classification(2), rule=UniformRule(2))
-    options: Any = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    options: Any = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False} | given
     trainer = L.Trainer(accelerator="cpu", max_epochs=epochs, enable_model_summary=False, **options)
     trainer.fit(supernet, loader, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     return supernet, trainer
@@ -102,3 +102,73 @@ def test_a_loader_that_keeps_its_place_is_left_as_it_is() -> None:
     loader = Stateful(Augmented(), 4)
     _, trainer = train(loader, 1)
     assert trainer.train_dataloader is loader
+
+
+class Streamed(IterableDataset[tuple[Tensor, int]]):
+    """Examples whose number nobody knows before, augmented."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        rows = Augmented()
+        return (rows[index] for index in range(len(rows)))
+
+
+class Anew(L.LightningDataModule):
+    """Makes its loader again for every epoch."""
+
+    def train_dataloader(self) -> Any:
+        return shuffled()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", ["streamed", "anew"])
+def test_loaders_of_no_length_and_of_one_epoch_resume_too(case: str, tmp_path: Path) -> None:
+    def data() -> Any:
+        return Anew() if case == "anew" else DataLoader(Streamed(), 4)
+
+    every = {"reload_dataloaders_every_n_epochs": 1} if case == "anew" else {}
+    whole, _ = train(data(), 3, **every)
+    train(data(), 1, **every)[1].save_checkpoint(tmp_path / "one.ckpt")
+    resumed, _ = train(data(), 3, tmp_path / "one.ckpt", **every)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+class Saving(L.Callback):
+    """Saves a checkpoint after so many steps."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+class Placed(Fixed):
+    """Batches that differ, and the number of those handed out."""
+
+    place = 0
+
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        first, self.place = self.place, 0
+        for number in range(first, 4):
+            self.place = (number + 1) % 4
+            yield torch.full((4, 6), number / 4), torch.tensor([0, 1, 1, 0])
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.place = state["place"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_training_resumed_within_an_epoch_goes_on_with_the_next_batch(tmp_path: Path) -> None:
+    whole, _ = train(Placed(), 2, callbacks=[Saving(3, tmp_path / "three.ckpt")])
+    resumed, trainer = train(Placed(), 2, tmp_path / "three.ckpt")
+    assert trainer.global_step == 8
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
