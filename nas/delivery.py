@@ -17,7 +17,7 @@ from nas.latency import Timing
 from nas.objectives import WeightSharing
 from nas.runtime import time_models
 from nas.standalone import score
-from search_spaces import FULL_PRECISION, Architecture, FactorySpace, describe
+from search_spaces import FULL_PRECISION, Architecture, FactorySpace, QuantizedSpace, describe
 from supernets import Supernet, weights_version
 from supernets.deployment import deployment_summary, quantized_layers
 from supernets.export import Exported, export
@@ -109,8 +109,10 @@ def manifest_of(
         costs: name -> value.
         weights: version of the supernet's weights.
     """
-    space = supernet.space
-    called = {"arguments": describe(space.arguments(architecture))} if isinstance(space, FactorySpace) else {}
+    space, plain = supernet.space, architecture
+    if isinstance(space, QuantizedSpace):
+        space, plain = space.space, space.base(architecture)
+    called = {"arguments": describe(space.arguments(plain))} if isinstance(space, FactorySpace) else {}
     return {
         **called,
         "architecture": dict(architecture),

@@ -2,9 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import lightning as L
 import torch
@@ -29,6 +29,7 @@ from trials import Limit, Metric
 
 __all__ = ["Evaluation", "FromScratch", "Objective", "UntrainedError", "WeightSharing"]
 
+_Tree = TypeVar("_Tree")
 _IMAGES = 4  # dimensions: batch, channels, height, width
 
 
@@ -155,7 +156,7 @@ class WeightSharing(Objective):
         return self._batches
 
     def examples(self, architecture: Architecture, batch_size: int = 1) -> tuple[Tensor, ...]:
-        """Return example inputs of a subnetwork: the space's, images as large as those of the data.
+        """Return example inputs of a subnetwork: the space's, images as large as those of the data, in its precision.
 
         A network that resizes images itself is then exported for the images that it is scored on.
 
@@ -163,7 +164,7 @@ class WeightSharing(Objective):
             architecture: of the subnetwork.
             batch_size: of the inputs.
         """
-        made = self.supernet.space.inputs(architecture, batch_size=batch_size)
+        made = self._converted(self.supernet.space.inputs(architecture, batch_size=batch_size))
         scored = self.batches()[1]
         if not scored:
             return made
@@ -171,7 +172,9 @@ class WeightSharing(Objective):
         if [tensor.ndim for tensor in made] != [tensor.ndim for tensor in given]:
             return made
         return tuple(
-            own.new_zeros(*own.shape[:2], *real.shape[2:]) if own.ndim == _IMAGES else own
+            own.new_zeros(*own.shape[:2], *real.shape[2:])
+            if own.ndim == _IMAGES and own.shape[2:] != real.shape[2:]
+            else own
             for own, real in zip(made, given, strict=True)
         )
 
@@ -181,14 +184,18 @@ class WeightSharing(Objective):
         Raises:
             ValueError: it is less than one of them, or all; loaders of unknown length are not checked.
         """
-        loader = data.val_dataloader() if self.split == "val" else data.test_dataloader()
-        if self.fraction == 1 or not isinstance(loader, Sized):
+        if self.fraction == 1:
             return
-        share = self.fraction * len(loader)
-        if share < 1 or math.ceil(share) == len(loader):
+        loader: Any = data.val_dataloader() if self.split == "val" else data.test_dataloader()
+        try:
+            count = len(loader)
+        except TypeError:  # also of PyTorch's own loader of a stream, which has the method
+            return
+        share = self.fraction * count
+        if share < 1 or math.ceil(share) == count:
             raise ValueError(
                 "search.rungs: fidelities of WeightSharing take whole batches, at least one and not all, and "
-                f"{self.fraction:g} of {len(loader)} scored batches is {'none' if share < 1 else 'all'}; lower "
+                f"{self.fraction:g} of {count} scored batches is {'none' if share < 1 else 'all'}; lower "
                 "data.eval_batch_size, or leave out this rung"
             )
 
@@ -209,13 +216,18 @@ class WeightSharing(Objective):
         )
 
     def _moved(self, batches: Iterable[Any]) -> list[Any]:
-        device, dtype = self.supernet.source.device, next(self.supernet.source.parameters()).dtype
+        device = self.supernet.source.device
+        moved = [self.supernet.transfer_batch_to_device(batch, device, 0) for batch in batches]
+        return self._converted(moved)
+
+    def _converted(self, tensors: _Tree) -> _Tree:
+        """Return them in the precision of the weights, which is another one after training in bfloat16, say."""
+        dtype = next(self.supernet.source.parameters()).dtype
 
         def fitting(value: Any) -> Any:
             return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-        moved = [self.supernet.transfer_batch_to_device(batch, device, 0) for batch in batches]
-        return moved if dtype == torch.float32 else tree_map(fitting, moved)  # after training in another precision
+        return tensors if dtype == torch.float32 else tree_map(fitting, tensors)
 
     def require_whole(self) -> None:
         """Refuse a supernet that has trained one architecture only.

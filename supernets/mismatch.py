@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from search_spaces import FactorySpace, GraphSpace, QuantizedSpace, SearchSpace
@@ -47,10 +48,11 @@ def check_data(space: SearchSpace, data: Any) -> None:
                 f"{type(space).__name__}.{field} must be at least {given}, the {unit} of {type(data).__name__}, got "
                 f"{known}; raise it in model.space, or make the data smaller"
             )
+    graph = data if isinstance(space, GraphSpace) else None  # of other spaces, ``nodes`` are something else
     for field, given, unit in (
         ("in_features", getattr(data, "in_features", None), "features of each example"),
-        ("nodes", getattr(data, "nodes", None), "nodes of the graph"),
-        ("edges", getattr(data, "edges", None), "edges of the graph, each direction counted"),
+        ("nodes", getattr(graph, "nodes", None), "nodes of the graph"),
+        ("edges", getattr(graph, "edges", None), "edges of the graph, each direction counted"),
         ("in_channels", channels, "channels of the images"),
         ("resolution", side, "side of the images"),
         ("image_size", side, "side of the images"),
@@ -63,10 +65,14 @@ def check_data(space: SearchSpace, data: Any) -> None:
             )
 
 
-def check_examples(space: SearchSpace) -> None:
+def check_examples(space: SearchSpace, device: torch.device) -> None:
     """Refuse a space of the user's model whose smallest network does not run on the example inputs.
 
     Costs, exports and the checks of weight sources run networks on them, but training does not.
+
+    Args:
+        space: of the networks, without bits.
+        device: of the training.
 
     Raises:
         ValueError: saying what went wrong.
@@ -74,10 +80,10 @@ def check_examples(space: SearchSpace) -> None:
     if not isinstance(space, FactorySpace):
         return
     smallest = space.smallest()
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        module = space.build(smallest).eval()
+    with isolate_rng(), torch.no_grad():
+        module = space.build(smallest).to(device).eval()
         try:
-            module(*space.inputs(smallest, 2))
+            module(*(tensor.to(device) for tensor in space.inputs(smallest, 2)))
         except Exception as error:  # whatever the user's forward makes of wrong inputs
             raise ValueError(
                 "model.space: networks must run on the inputs that the space gives as examples, but "

@@ -299,7 +299,7 @@ class Supernet(L.LightningModule):
     def on_fit_start(self) -> None:
         """Refuse data, a length or a distributed strategy that cannot work, before anything is trained."""
         check_data(self.space, self.trainer.datamodule)  # type: ignore[attr-defined]
-        check_examples(without_bits(self.space))
+        check_examples(without_bits(self.space), self.trainer.strategy.root_device)
         check_trainer(self.trainer, self.rule)
         self._held_out = None
         self._noise = derive_seed(self.seed, torch.initial_seed())

@@ -73,7 +73,7 @@ class Classification(Task):
         Raises:
             ValueError: the outputs are no logits of that many classes.
         """
-        if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] != self.num_classes:
+        if not isinstance(outputs, Tensor) or outputs.ndim < 2 or outputs.shape[1] != self.num_classes:
             given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise ValueError(
                 f"model.task: networks must return logits of shape (batch, {self.num_classes}), as num_classes says, "

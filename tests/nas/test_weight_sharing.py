@@ -5,16 +5,25 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from nas.addresses import Located
-from nas.delivery import deliver
+from nas.delivery import deliver, manifest_of
 from nas.known import known_trials
 from nas.objectives import WeightSharing
 from nas.settings import SearchSettings, open_search
 from nas.trainer import data_of
-from search_spaces import ConvNetSpace, MLPSpace, Stage, Stem
-from supernets import CheckpointError, Classification, SharedWeights, Supernet, UncalibratedError, weights_version
+from search_spaces import ConvNetSpace, FactorySpace, MLPSpace, QuantizedSpace, Stage, Stem
+from supernets import (
+    CheckpointError,
+    Classification,
+    QuantizedWeights,
+    SharedWeights,
+    Supernet,
+    UncalibratedError,
+    weights_version,
+)
 from trials import StudyMismatchError
 
 
@@ -131,10 +140,67 @@ def test_a_network_that_resizes_is_exported_for_the_images_that_it_was_scored_on
     assert delivered.scores["val"]["accuracy"] == pytest.approx(float(sum(right)) / 8)
 
 
+class Masked(nn.Module):
+    """Scores that a mask of zeros makes infinite."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.Linear(4, width), nn.Linear(width, 3))
+
+    def forward(self, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.head(inputs) / mask.amax((1, 2, 3))[:, None]
+
+
+def unmasked(batch_size: int) -> tuple[torch.Tensor, ...]:
+    return torch.ones(batch_size, 4), torch.ones(batch_size, 1, 2, 2)
+
+
+class Pairs(Classification):
+    def inputs(self, batch):
+        return batch[:2]
+
+
+class MaskedData(Data):
+    def _loader(self, count: int) -> DataLoader:
+        return DataLoader(TensorDataset(torch.randn(count, 4), torch.ones(count, 1, 2, 2), torch.arange(count) % 3), 4)
+
+
+def test_example_inputs_that_have_the_size_of_the_data_are_those_of_the_user():
+    space = FactorySpace(Masked, {"width": [2]}, example_inputs=unmasked)
+    examples = WeightSharing(Supernet(space, Pairs(3)), MaskedData()).examples(space.largest(), batch_size=2)
+    assert torch.equal(examples[1], torch.ones(2, 1, 2, 2))
+
+
+def test_the_share_of_a_stream_is_not_checked():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter([(torch.ones(6), 0)] * 8)
+
+    class Streams(Data):
+        def val_dataloader(self):
+            return DataLoader(Stream(), batch_size=4)
+
+    WeightSharing(supernet(), Streams(), fraction=0.5).require_share(Streams())
+
+
+def test_the_manifest_of_a_quantised_network_has_the_arguments_of_the_user():
+    space = QuantizedSpace(FactorySpace(Plain, {"width": [2, 4]}, input_shape=(6,)))
+    net = Supernet(space, Classification(3), source=QuantizedWeights)
+    manifest = manifest_of(net, space.smallest(), {}, weights="0")
+    assert manifest["arguments"] == {"width": 2}
+
+
+class Plain(nn.Sequential):
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.Linear(6, width), nn.Linear(width, 3))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_supernet_trained_in_another_precision_is_scored_in_it(dtype):
     net = supernet()
     architecture = net.space.middle()
+    assert {tensor.dtype for tensor in WeightSharing(net.to(dtype), Data()).examples(architecture)} == {dtype}
+    net = net.float()
     expected = WeightSharing(net, Data())(architecture, seed=0).measurements["loss"]
     given = WeightSharing(net.to(dtype), Data())(architecture, seed=0).measurements["loss"]
     assert given == pytest.approx(expected, rel=0.05)

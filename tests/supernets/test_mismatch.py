@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from search_spaces import (
     CellSpace,
+    DARTSSpace,
     FactorySpace,
     GraphSpace,
     MLPSpace,
@@ -111,6 +112,7 @@ def test_a_space_in_the_size_of_the_data_is_taken() -> None:
     check_data(GraphSpace(6, 3, nodes=40, edges=60), graph)
     check_data(CellSpace(3, resolution=8), SimpleNamespace(image_shape=(3, 8, 8), num_classes=3))
     check_data(CellSpace(3, resolution=8), SimpleNamespace(image_shape=(3, 8, 6)))  # no resolution says that
+    check_data(DARTSSpace(3), SimpleNamespace(nodes=41))  # nodes of a cell, and machines say
 
 
 class Graph(L.LightningDataModule):

@@ -33,6 +33,12 @@ def test_the_teacher_gets_no_gradient(logits: torch.Tensor) -> None:
     assert teacher.grad is None
 
 
+def test_dense_logits_have_a_loss_too() -> None:
+    outputs, labels = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 4, 5))
+    chosen = torch.log_softmax(outputs, 1).gather(1, labels[:, None])
+    assert float(Classification(3).loss(outputs, (None, labels))) == pytest.approx(-float(chosen.mean()), rel=1e-5)
+
+
 def test_label_smoothing_applies_only_where_regularised(logits: torch.Tensor) -> None:
     labels = torch.tensor([0, 1, 2, 3, 4, 0])
     task = Classification(5, label_smoothing=0.2)
