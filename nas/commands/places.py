@@ -11,6 +11,7 @@ from search_spaces import load
 
 __all__ = ["ConfigurationError", "Placing"]
 
+_PACKAGES = ("hypernets", "nas", "search_spaces", "supernets", "trials")
 Node = tuple[str, str | None, Mapping[str, Any]]
 
 
@@ -30,8 +31,8 @@ class Placing:
         sections: classes of the sections that are not told by a ``class_path``.
 
     Raises:
-        ConfigurationError: something in the tree is not a number (NaN), which hardly any comparison notices, or stands
-            where the options of a dataclass belong, which the parser does not.
+        ConfigurationError: an argument of a class of ours is not a number (NaN), which hardly any comparison notices,
+            or stands where the options of a dataclass belong, which the parser does not.
     """
 
     def __init__(self, tree: Mapping[str, Any], sections: Mapping[str, type] | None = None) -> None:
@@ -41,8 +42,9 @@ class Placing:
                 raise ConfigurationError(f"{place} must be a number, got nan")
         kinds = sections or {}
         for place, path, arguments in _nodes(self.tree, ""):
-            if path is not None or place in kinds:
-                _check_groups(place, kinds[place] if path is None else load(path), arguments)
+            kind = kinds.get(place) if path is None else _loaded(path)
+            if kind is not None:
+                _check_groups(place, kind, arguments)
 
     def __call__(self, kind: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Return ``kind(*args, **kwargs)``.
@@ -72,6 +74,18 @@ class Placing:
         ]
         fitting = [place for place, name, values in named if _fits(values, given, whole=name is None)]
         return fitting[0] if len(fitting) == 1 else str(kind.__name__)
+
+
+def _loaded(path: str) -> Any:
+    """Return what the path names, or ``None``: plain options of a user's class may be called ``class_path`` too."""
+    try:
+        return load(path)
+    except (ValueError, ImportError):
+        return None
+
+
+def _is_class(tree: Mapping[str, Any]) -> bool:
+    return isinstance(tree.get("class_path"), str)
 
 
 def _plain(value: Any) -> Any:
@@ -105,15 +119,16 @@ def _groups(kind: Any) -> dict[str, str]:
     return found
 
 
-def _values(tree: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """Yield (place, value) of everything that holds nothing else, ``init_args`` being no part of a place."""
+def _values(tree: Any, place: str, *, ours: bool = True) -> Iterator[tuple[str, Any]]:
+    """Yield (place, value) of what holds nothing else and is for a class of ours, ``init_args`` being no part of it."""
     if isinstance(tree, list):
         for number, item in enumerate(tree):
-            yield from _values(item, f"{place}[{number}]")
+            yield from _values(item, f"{place}[{number}]", ours=ours)
     elif isinstance(tree, dict):
+        inner = tree["class_path"].partition(".")[0] in _PACKAGES if _is_class(tree) else ours
         for key, item in tree.items():
-            yield from _values(item, _inner(place, key))
-    else:
+            yield from _values(item, _inner(place, key), ours=inner)
+    elif ours:
         yield place, tree
 
 
@@ -129,7 +144,7 @@ def _nodes(tree: Any, place: str) -> Iterator[Node]:
     if not isinstance(tree, dict):
         return
     arguments = tree
-    if "class_path" in tree:
+    if _is_class(tree):
         arguments = tree.get("init_args") or {}
         yield place, tree["class_path"], arguments
     elif place:

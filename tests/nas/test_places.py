@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
@@ -23,6 +24,23 @@ KINDS = {
     "model.init_args.source": Callable[[SearchSpace], WeightSource],
     "search.controller": Callable[[Problem], Controller],
 }
+
+
+class Optional(L.LightningDataModule):
+    """Takes what only it understands."""
+
+    def __init__(self, missing: float = math.nan, options: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.missing, self.options = missing, options
+
+
+@pytest.mark.parametrize("path", ["resnet", "no.such.thing", 3])
+def test_what_a_class_of_the_user_takes_is_its_own_affair(path: Any) -> None:
+    options = {"options": {"class_path": path}, "missing": math.nan}
+    tree = {"data": {"class_path": f"{__name__}.Optional", "init_args": options}}
+    data = build_sections(tree, {"data": L.LightningDataModule})["data"]
+    assert math.isnan(data.missing)
+    assert data.options == {"class_path": path}
 
 
 def made(key: str, class_path: str, **init_args: Any) -> Any:
