@@ -71,7 +71,8 @@ class Worker:
         """Return whether the process may still be evaluating.
 
         On this host the process table decides; elsewhere the age of the last heartbeat does. What has been silent since
-        before this host was booted, under its name, died with it.
+        before this host was booted, under its name, died with it; half of the lease must be over, since machines that
+        are copies of one image share their name.
 
         Args:
             heartbeat_age: Seconds since the last sign of life.
@@ -80,7 +81,8 @@ class Worker:
         here = _host()
         if self.host != here:
             machine = here.rpartition("/")[0]
-            died = machine == self.host.rpartition("/")[0] and heartbeat_age > time.time() - psutil.boot_time()
+            silent = heartbeat_age > max(time.time() - psutil.boot_time(), lease_s / 2)
+            died = silent and machine == self.host.rpartition("/")[0]
             return heartbeat_age <= lease_s and not (machine and died)
         try:
             process = psutil.Process(self.pid)

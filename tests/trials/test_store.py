@@ -530,7 +530,14 @@ def test_another_boot_is_another_host_unless_it_was_before_this_one():
     other = Worker(f"{worker.host.rpartition('/')[0]}/01234567", worker.pid, worker.created)
     assert other.alive(heartbeat_age=up / 2, lease_s=up)
     assert not other.alive(heartbeat_age=up / 2, lease_s=up / 4)
-    assert not other.alive(heartbeat_age=up + 10, lease_s=2 * up + 20)
+    assert not other.alive(heartbeat_age=up + 10, lease_s=2 * up)
+
+
+def test_a_namesake_of_a_machine_just_booted_lives_on(monkeypatch):
+    worker, now = Worker.current(), time.time()
+    monkeypatch.setattr("psutil.boot_time", lambda: now - 20)
+    other = Worker(f"{worker.host.rpartition('/')[0]}/01234567", worker.pid, worker.created)
+    assert other.alive(heartbeat_age=59, lease_s=300)
 
 
 def test_passwords_are_not_shown():

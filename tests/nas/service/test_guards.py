@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -128,11 +129,14 @@ def test_a_slow_body_is_given_up(launch: Callable[..., Any]) -> None:
 
 
 def test_a_head_that_does_not_end_is_given_up(strict: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nas.service.server._HEAD_SECONDS", 0.3)
-    for start in (b"", b"GET /livez HTTP/1.1\r\nHost: x\r\n"):
-        assert exchange(strict.port, start) == b""
-    complete = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
-    assert exchange(strict.port, complete, b"GET /li", pause=0.2).count(b"HTTP/1.1 200") == 1
+    with monkeypatch.context() as hasty:
+        hasty.setattr("nas.service.server._HEAD_SECONDS", 0.3)
+        for start in (b"", b"GET /livez HTTP/1.1\r\nHost: x\r\n"):
+            assert exchange(strict.port, start) == b""
+    with monkeypatch.context() as hasty:
+        hasty.setattr("nas.service.server._HEAD_SECONDS", 1.0)
+        complete = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+        assert exchange(strict.port, complete, b"GET /li", pause=0.2).count(b"HTTP/1.1 200") == 1
     assert alive(strict)
 
 
@@ -187,7 +191,11 @@ def test_what_is_no_valid_json_is_refused(strict: Any, body: bytes) -> None:
     assert alive(strict)
 
 
-def test_a_client_that_asks_too_often_is_told_when_to_come_back(launch: Callable[..., Any]) -> None:
+def test_a_client_that_asks_too_often_is_told_when_to_come_back(
+    launch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standing = SimpleNamespace(monotonic=lambda: 0.0, perf_counter=lambda: 0.0)
+    monkeypatch.setattr("nas.service.guard.time", standing)
     running = launch(rate=5.0)
     codes: list[int] = []
     while 429 not in codes and len(codes) < 100:
