@@ -31,9 +31,8 @@ from trials.urls import redact
 
 __all__ = ["Ledger", "StudyNotFoundError", "read_spec", "study_names"]
 
-_CREATION_PATIENCE_S = (
-    10.0  # a study without a question belongs to a process that is just creating it, or died doing so
-)
+# A study without a question belongs to a process that is just creating it, or died doing so.
+_CREATION_PATIENCE_S = 10.0
 _ROW_STATES = {
     TrialState.RUNNING: RowState.RUNNING,
     TrialState.COMPLETE: RowState.COMPLETE,
