@@ -17,10 +17,11 @@ from nas.latency import Timing
 from nas.objectives import WeightSharing
 from nas.runtime import time_models
 from nas.standalone import score
-from search_spaces import FULL_PRECISION, Architecture, FactorySpace, QuantizedSpace, describe
+from search_spaces import FULL_PRECISION, Architecture, FactorySpace, QuantizedSpace, SearchSpace, describe
 from supernets import Supernet, weights_version
 from supernets.deployment import deployment_summary, quantized_layers
 from supernets.export import Exported, export
+from supernets.mismatch import without_bits
 from trials import Tracker, TrackingUnavailableError, Trial
 
 __all__ = ["Delivered", "deliver", "describe_delivery", "manifest_of", "register"]
@@ -109,10 +110,10 @@ def manifest_of(
         costs: name -> value.
         weights: version of the supernet's weights.
     """
-    space, plain = supernet.space, architecture
-    if isinstance(space, QuantizedSpace):
-        space, plain = space.space, space.base(architecture)
-    called = {"arguments": describe(space.arguments(plain))} if isinstance(space, FactorySpace) else {}
+    space: SearchSpace = supernet.space
+    plain = space.base(architecture) if isinstance(space, QuantizedSpace) else architecture
+    inner = without_bits(space)
+    called = {"arguments": describe(inner.arguments(plain))} if isinstance(inner, FactorySpace) else {}
     return {
         **called,
         "architecture": dict(architecture),

@@ -96,9 +96,11 @@ def seed_epochs(trainer: Trainer, root: int) -> None:
     plain = [isinstance(loader, DataLoader) and not hasattr(loader, "state_dict") for loader in combined.flattened]
     if not any(plain):
         return
-    epoch = loop.epoch_progress.current.processed
+    current: Any = loop.epoch_progress.current  # Lightning declares less than it has
     pairs = zip(combined.flattened, plain, strict=True)
-    combined.flattened = [EpochSeeded(loader, root, epoch) if seeded else loader for loader, seeded in pairs]
+    combined.flattened = [
+        EpochSeeded(loader, root, current.processed) if seeded else loader for loader, seeded in pairs
+    ]
     _begin_again(trainer)
 
 
