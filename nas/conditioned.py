@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import lightning as L
 import torch
 import torchmetrics
 from lightning.pytorch.cli import OptimizerCallable
@@ -15,7 +14,7 @@ from hypernets import Bits, Categorical, ChunkedHyperNetwork, Field, HyperNetwor
 from nas.effects import Effect
 from search_spaces import SearchSpace, derive_seed, describe, load
 from supernets import Task
-from supernets.noise import restore_places, seed_epochs, seed_step
+from supernets.noise import Resumable
 
 __all__ = ["ConditionedNetwork"]
 
@@ -24,7 +23,7 @@ def _adam(parameters: Iterable[Any]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=1e-3)
 
 
-class ConditionedNetwork(L.LightningModule):
+class ConditionedNetwork(Resumable):
     """A hypernetwork over conditions, for one module and one task.
 
     Each step draws ``sets`` conditions, generates a weight set for each, and averages their losses on the batch as each
@@ -87,7 +86,6 @@ class ConditionedNetwork(L.LightningModule):
         self._skeleton = (module.requires_grad_(False),)  # no part of what is trained, moved and saved
         self.hypernet = hypernet
         self._metrics: dict[str, list[torchmetrics.MetricCollection]] = {}
-        self._noise = self.seed
 
     def _build(self) -> nn.Module:
         if isinstance(self.builder, SearchSpace):
@@ -127,23 +125,10 @@ class ConditionedNetwork(L.LightningModule):
             batch = effect.batch(batch, values[name], generator=generator)
         return batch
 
-    def on_fit_start(self) -> None:
-        """Choose the random numbers of this training."""
-        self._noise = derive_seed(self.seed, torch.initial_seed())
-
-    def on_train_start(self) -> None:
-        """Make the order and the augmentation of the data functions of the epoch, and go on where one was left."""
-        restore_places(self.trainer)
-        seed_epochs(self.trainer, self._noise)
-
-    def on_train_epoch_start(self) -> None:
-        """Do the same with loaders that were made for this epoch."""
-        seed_epochs(self.trainer, self._noise)
-
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the mean loss of the networks of this step's conditions."""
         del batch_idx
-        seed_step(self._noise, self.global_step, self.global_rank, self.device)
+        self.seed_step()
         key = "train", self.global_step, self.global_rank
         generator = torch.Generator().manual_seed(derive_seed(self.seed, *key))
         condition = self._moved(self.generator.draw(self.sets, generator=generator))

@@ -4,14 +4,14 @@ import random
 from collections.abc import Iterator
 from typing import Any, final
 
+import lightning as L
 import numpy as np
 import torch
-from lightning import Trainer
 from torch.utils.data import DataLoader
 
 from search_spaces import derive_seed
 
-__all__ = ["EpochSeeded", "restore_places", "seed_all", "seed_epochs", "seed_step"]
+__all__ = ["EpochSeeded", "Resumable", "seed_all"]
 
 
 def seed_all(seed: int) -> None:
@@ -19,14 +19,6 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def seed_step(root: int, step: int, rank: int, device: torch.device) -> None:
-    """Seed torch for one training step: dropout, and what the data draws in this process until the next step."""
-    seed = derive_seed(root, "noise", step, rank)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed keeps a note of every call for devices not yet in use
-    if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(seed)
 
 
 @final
@@ -72,7 +64,35 @@ class EpochSeeded:
         yield from self.loader
 
 
-def restore_places(trainer: Trainer) -> None:
+class Resumable(L.LightningModule):
+    """A module whose training draws the same when it is resumed, whatever the program has drawn before."""
+
+    seed: int
+    """Of the module; what is drawn depends on that of the program too."""
+    _noise = 0
+
+    def on_fit_start(self) -> None:
+        """Choose the random numbers of this training."""
+        self._noise = derive_seed(self.seed, torch.initial_seed())
+
+    def on_train_start(self) -> None:
+        """Make the order and the augmentation of the data functions of the epoch, and go on where one was left."""
+        _restore_places(self.trainer)
+        _seed_epochs(self.trainer, self._noise)
+
+    def on_train_epoch_start(self) -> None:
+        """Do the same with loaders that were made for this epoch."""
+        _seed_epochs(self.trainer, self._noise)
+
+    def seed_step(self) -> None:
+        """Seed dropout, and what the data draws in this process until the next step; call it first in a step."""
+        seed = derive_seed(self._noise, "noise", self.global_step, self.global_rank)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed keeps a note of every call for devices to come
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
+
+
+def _restore_places(trainer: L.Trainer) -> None:
     """Let loaders that keep their place (``state_dict``) go on from it where a training is resumed within an epoch.
 
     Lightning does so when it sets up its loaders, but whoever asks for the number of steps, as schedules do, has it set
@@ -84,7 +104,7 @@ def restore_places(trainer: Trainer) -> None:
         _begin_again(trainer)
 
 
-def seed_epochs(trainer: Trainer, root: int) -> None:
+def _seed_epochs(trainer: L.Trainer, root: int) -> None:
     """Make the order and the augmentation of PyTorch's own loaders a function of the epoch.
 
     Loaders of other classes, ours among them, and those that keep their place (``state_dict``) are left as they are.
@@ -104,7 +124,7 @@ def seed_epochs(trainer: Trainer, root: int) -> None:
     _begin_again(trainer)
 
 
-def _begin_again(trainer: Trainer) -> None:
+def _begin_again(trainer: L.Trainer) -> None:
     """Make the iterator anew that Lightning keeps, of the loaders as they were."""
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None  # noqa: S101 - there are loaders, and with them what reads them

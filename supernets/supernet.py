@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_map
 
-from search_spaces import Architecture, RelaxedArchitecture, SearchSpace, derive_seed, describe, fill
+from search_spaces import Architecture, RelaxedArchitecture, SearchSpace, describe, fill
 from supernets.anchors import Anchors
 from supernets.calibration import calibrate, calibration_batches
 from supernets.card import card
@@ -20,7 +19,7 @@ from supernets.decay import parameter_groups
 from supernets.draws import distinct
 from supernets.held_out import HeldOut
 from supernets.mismatch import check_batch, check_data, check_examples, explained, inputs_of, without_bits
-from supernets.noise import restore_places, seed_epochs, seed_step
+from supernets.noise import Resumable
 from supernets.readiness import check_trainer
 from supernets.rules import SamplingRule, SandwichRule, Slot
 from supernets.schedules import scheduled
@@ -35,7 +34,7 @@ def _adamw(parameters: Iterable[Any]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-3)
 
 
-class Supernet(L.LightningModule):
+class Supernet(Resumable):
     """All architectures of a space, trained together.
 
     Each training step asks ``rule`` for its architectures, runs each as a static module with the tensors that
@@ -96,7 +95,6 @@ class Supernet(L.LightningModule):
         self.calibration = calibration
         self.seed = seed
         self._held_out: HeldOut | None = None
-        self._noise = seed
         self._anchors = Anchors({}, task, self.device)
         self.save_hyperparameters(self.tree())
 
@@ -262,7 +260,7 @@ class Supernet(L.LightningModule):
         """Train every slot of the rule and take one optimiser step on the summed gradients."""
         del batch_idx
         step, optimizer, scheduler = self.global_step, self._optimizer(0), self.lr_schedulers()
-        seed_step(self._noise, step, self.global_rank, self.device)
+        self.seed_step()
         inputs = inputs_of(self.task, batch)
         if step == 0:
             check_batch(self.space, inputs)
@@ -298,20 +296,11 @@ class Supernet(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Refuse data, a length or a distributed strategy that cannot work, before anything is trained."""
+        super().on_fit_start()
         check_data(self.space, self.trainer.datamodule)  # type: ignore[attr-defined]
         check_examples(without_bits(self.space), self.trainer.strategy.root_device)
         check_trainer(self.trainer, self.rule)
         self._held_out = None
-        self._noise = derive_seed(self.seed, torch.initial_seed())
-
-    def on_train_start(self) -> None:
-        """Make the order and the augmentation of the data functions of the epoch, and go on where one was left."""
-        restore_places(self.trainer)
-        seed_epochs(self.trainer, self._noise)
-
-    def on_train_epoch_start(self) -> None:
-        """Do the same with loaders that were made for this epoch."""
-        seed_epochs(self.trainer, self._noise)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the summed gradients, after mixed precision has unscaled them."""
