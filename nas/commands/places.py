@@ -8,10 +8,11 @@ from typing import Any, Union, final, get_args, get_origin, get_type_hints
 
 from nas.commands.boundary import UsageError
 from search_spaces import load
+from supernets import trusted
 
 __all__ = ["ConfigurationError", "Placing"]
 
-_PACKAGES = ("hypernets", "nas", "search_spaces", "supernets", "trials")
+_KNOWN = {name.partition(".")[0] for name in trusted()} | {"lightning"}  # packages; of others NaN may be a value
 Node = tuple[str, str | None, Mapping[str, Any]]
 
 
@@ -31,8 +32,8 @@ class Placing:
         sections: classes of the sections that are not told by a ``class_path``.
 
     Raises:
-        ConfigurationError: an argument of a class of ours is not a number (NaN), which hardly any comparison notices,
-            or stands where the options of a dataclass belong, which the parser does not.
+        ConfigurationError: an argument of a class that is not the user's is not a number (NaN), which hardly any
+            comparison notices, or stands where the options of a dataclass belong, which the parser does not.
     """
 
     def __init__(self, tree: Mapping[str, Any], sections: Mapping[str, type] | None = None) -> None:
@@ -120,12 +121,12 @@ def _groups(kind: Any) -> dict[str, str]:
 
 
 def _values(tree: Any, place: str, *, ours: bool = True) -> Iterator[tuple[str, Any]]:
-    """Yield (place, value) of what holds nothing else and is for a class of ours, ``init_args`` being no part of it."""
+    """Yield (place, value) of what holds nothing else, is for no class of the user, and where, without ``init_args``."""
     if isinstance(tree, list):
         for number, item in enumerate(tree):
             yield from _values(item, f"{place}[{number}]", ours=ours)
     elif isinstance(tree, dict):
-        inner = tree["class_path"].partition(".")[0] in _PACKAGES if _is_class(tree) else ours
+        inner = tree["class_path"].partition(".")[0] in _KNOWN if _is_class(tree) else ours
         for key, item in tree.items():
             yield from _values(item, _inner(place, key), ours=inner)
     elif ours:

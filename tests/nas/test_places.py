@@ -43,6 +43,12 @@ def test_what_a_class_of_the_user_takes_is_its_own_affair(path: Any) -> None:
     assert data.options == {"class_path": path}
 
 
+def test_a_learning_rate_that_is_no_number_is_refused() -> None:
+    adam = {"class_path": "torch.optim.Adam", "init_args": {"lr": math.nan}}
+    with pytest.raises(ConfigurationError, match=r"^model\.optimizer\.lr must be a number, got nan$"):
+        Placing({"model": {"class_path": "supernets.Supernet", "init_args": {"optimizer": adam}}})
+
+
 def made(key: str, class_path: str, **init_args: Any) -> Any:
     *parents, leaf = key.split(".")
     tree: dict[str, Any] = {leaf: {"class_path": class_path, "init_args": init_args}}
