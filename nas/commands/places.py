@@ -121,7 +121,7 @@ def _groups(kind: Any) -> dict[str, str]:
 
 
 def _values(tree: Any, place: str, *, ours: bool = True) -> Iterator[tuple[str, Any]]:
-    """Yield (place, value) of what holds nothing else, is for no class of the user, and where, without ``init_args``."""
+    """Yield (place without ``init_args``, value) of what holds nothing else and is for no class of the user."""
     if isinstance(tree, list):
         for number, item in enumerate(tree):
             yield from _values(item, f"{place}[{number}]", ours=ours)
